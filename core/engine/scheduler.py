@@ -1,0 +1,296 @@
+"""Decides which tokens are computed next.
+
+There is one kind of work, "compute tokens start:stop of a request"; prefill, chunked prefill,
+decode and resumption are only the names of its special cases.
+
+Scheduling is optimistic: when a batch is made, `computed` moves and `pending` grows; `update`
+settles it. So the next batch can be made before this one's tokens were read.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from engine.batch import Admission, Batch, Slice, SliceOutput, StepOutput
+from engine.config import EngineConfig
+from engine.errors import CapacityError
+from engine.kvcache import Allocator, BlockPool
+from engine.platform.base import Capabilities
+from engine.request import Delta, Finish, Request, Summary
+
+
+@dataclass(slots=True)
+class _Step:
+    """A batch in the making."""
+
+    budget: int  # tokens that may still be added
+    slices: list[Slice] = field(default_factory=list)
+    admitted: list[Admission] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """`waiting` and `running` are kept in order of rank: priority, then arrival."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        capabilities: Capabilities,
+        clock: Callable[[], float],
+    ) -> None:
+        self.allocator = Allocator(
+            BlockPool(num_blocks),
+            block_size,
+            reuse=capabilities.prefix_reuse,
+            caching=config.prefix_caching,
+        )
+        self.capabilities = capabilities
+        self.max_requests = config.max_requests
+        # A prompt that may not be cut must fit a step, also one resumed at its greatest length.
+        whole = 0 if capabilities.chunked_prefill else max_model_len
+        self.max_batch_tokens = max(config.max_batch_tokens, whole)
+        self.clock = clock
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._requests: dict[int, Request] = {}
+        self._released: list[int] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, request: Request) -> None:
+        """Let the request wait for its turn.
+
+        Raises:
+            CapacityError: it would not fit even if it were alone.
+        """
+        longest = len(request.prompt) + request.max_tokens
+        pool = self.allocator.pool
+        if self.allocator.num_blocks(longest) > pool.num_blocks:
+            raise CapacityError(
+                f"prompt and max_tokens need {longest} tokens of KV cache, but there are only"
+                f" {pool.num_blocks * self.allocator.block_size}; ask for fewer tokens, or start"
+                " the engine with more memory for the cache"
+            )
+        request.times.arrived = self.clock()
+        self._requests[request.key] = request
+        insort(self.waiting, request, key=_rank)
+
+    def schedule(self) -> Batch:
+        """The next batch; without slices when nothing can be computed now."""
+        step = _Step(self.max_batch_tokens)
+        if self.capabilities.mixed_batches:
+            self._continue(step, list(self.running))
+            self._admit(step)
+        else:
+            self._continue(step, [r for r in self.running if not _decodes(r)])
+            self._admit(step)
+            if not step.slices:
+                self._continue(step, list(self.running))
+        if not step.slices:
+            return Batch()
+        released, self._released = self._released, []
+        return Batch(tuple(released), tuple(step.admitted), tuple(step.copies), tuple(step.slices))
+
+    def update(self, batch: Batch, output: StepOutput) -> list[Delta]:
+        """Apply a step's results; what changed, for every request that got something."""
+        deltas = []
+        for part, result in zip(batch.slices, output.slices, strict=True):
+            request = self._requests.get(part.key)
+            if request is None:  # it ended while this step was in flight
+                continue
+            request.pending -= part.samples
+            if delta := self._apply(request, result):
+                deltas.append(delta)
+        return deltas
+
+    def abort(self, id: str) -> list[Delta]:
+        """End every unfinished continuation of the submission."""
+        found = [r for r in self._requests.values() if r.id == id]
+        return [self._end(request, Finish.ABORT) for request in found]
+
+    def fail(self, message: str) -> list[Delta]:
+        """End, after a failed step, every request that the device may know; trust no cached KV.
+
+        The runner must be reset too: it may have forgotten nothing or everything.
+        """
+        touched = [r for r in self._requests.values() if r.pending or r.blocks]
+        deltas = [self._end(request, Finish.ERROR, message) for request in touched]
+        self._released.clear()
+        self.allocator.pool.forget_all()
+        return deltas
+
+    # Making a batch
+
+    def _continue(self, step: _Step, requests: Iterable[Request]) -> None:
+        for request in requests:
+            if step.budget > 0 and request.blocks:  # without blocks: preempted a moment ago
+                self._slice(step, request, may_preempt=True)
+
+    def _admit(self, step: _Step) -> None:
+        for request in list(self.waiting):
+            if step.budget <= 0 or len(self.running) >= self.max_requests:
+                return
+            if request.pending or self._awaits_leader(step, request):
+                continue  # the runner must not meet it before its last token was seen here
+            self._adopt(request)
+            if not self._slice(step, request, may_preempt=False):
+                self.allocator.release(request)
+                return  # whoever comes next must not overtake it
+            self.waiting.remove(request)
+            insort(self.running, request, key=_rank)
+
+    def _awaits_leader(self, step: _Step, request: Request) -> bool:
+        """Whether the prompt this request will share is not in the cache before this step."""
+        leader = request.leader
+        if leader is None or leader.finish or request.output or not self.allocator.reuse:
+            return False
+        # One that was just admitted may itself have found blocks that this step is to write.
+        if not leader.blocks or any(one.key == leader.key for one in step.admitted):
+            return True
+        begins = [part.start for part in step.slices if part.key == leader.key]
+        return min([leader.computed, *begins]) < len(leader.prompt)
+
+    def _adopt(self, request: Request) -> None:
+        leader = request.leader
+        if leader and leader.blocks and self.allocator.reuse and not request.output:
+            self.allocator.fork(leader, request)
+        else:
+            self.allocator.adopt_prefix(request)
+
+    def _slice(self, step: _Step, request: Request, *, may_preempt: bool) -> bool:
+        """Add the request's next slice to the step, if there is one and it fits."""
+        missing = len(request) - request.computed
+        count = min(missing, step.budget)
+        uncut = count == missing or self.capabilities.chunked_prefill
+        if count <= 0 or not uncut or not request.wants_more:
+            return False
+        stop = request.computed + count
+        # A newcomer leaves some blocks for those who run, or it would be preempted at once.
+        spare = 0 if may_preempt or not self.running else self.allocator.pool.num_blocks // 100
+        while (reserved := self.allocator.reserve(request, stop, spare)) is None:
+            if not may_preempt or not self._preempt_last(request):
+                return False
+        blocks, blocks_from = reserved.blocks, reserved.blocks_from
+        if not may_preempt:
+            step.admitted.append(self._introduce(request))
+            blocks, blocks_from = tuple(request.blocks), 0
+        samples = stop == len(request)
+        step.slices.append(Slice(request.key, request.computed, stop, samples, blocks, blocks_from))
+        step.copies += reserved.copies
+        step.budget -= count
+        request.computed = stop
+        request.pending += samples
+        self.allocator.remember(request)
+        return True
+
+    def _introduce(self, request: Request) -> Admission:
+        if not request.times.scheduled:
+            request.times.scheduled = self.clock()
+            request.num_cached = request.computed
+            self.allocator.count_lookup(request)
+        stop_ids = tuple(sorted(request.stop_ids))
+        num_prompt = len(request.prompt)
+        return Admission(
+            request.key, request.tokens, num_prompt, request.params, request.seed, stop_ids
+        )
+
+    def _preempt_last(self, keep: Request) -> bool:
+        """Send the lowest-ranked running request back to wait; False when that is `keep`."""
+        victim = self.running[-1]
+        if victim is keep:
+            return False
+        self._withdraw(victim)
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        insort(self.waiting, victim, key=_rank)
+        return True
+
+    # Ending
+
+    def _apply(self, request: Request, result: SliceOutput) -> Delta | None:
+        """Take a slice's tokens up to the first one that ends the request."""
+        if result.error is not None:
+            return self._end(request, Finish.ERROR, result.error)
+        taken, stop_id = 0, None
+        for token in result.tokens:
+            request.output.append(token)
+            taken += 1
+            request.finish, stop_id = _finish(request, token)
+            if request.finish:
+                break
+        if taken and not request.times.first_token:
+            request.times.first_token = self.clock()
+        self.allocator.remember(request)
+        if request.finish:
+            self._leave(request)
+        elif not taken and not result.prompt_logprobs:
+            return None
+        return Delta(
+            request.id,
+            request.index,
+            tokens=result.tokens[:taken],
+            logprobs=result.logprobs[:taken],
+            prompt_logprobs=result.prompt_logprobs,
+            finish=request.finish,
+            stop_id=stop_id,
+            summary=_summary(request) if request.finish else None,
+        )
+
+    def _end(self, request: Request, finish: Finish, error: str | None = None) -> Delta:
+        request.finish = finish
+        self._leave(request)
+        return Delta(
+            request.id, request.index, finish=finish, error=error, summary=_summary(request)
+        )
+
+    def _leave(self, request: Request) -> None:
+        request.times.finished = self.clock()
+        del self._requests[request.key]
+        if request.blocks:
+            self._withdraw(request)
+        else:
+            self.waiting.remove(request)
+
+    def _withdraw(self, request: Request) -> None:
+        """Out of the running ones; the runner will hear of it with the next batch."""
+        self.running.remove(request)
+        self.allocator.release(request)
+        self._released.append(request.key)
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank
+
+
+def _decodes(request: Request) -> bool:
+    return len(request) - request.computed == 1
+
+
+def _finish(request: Request, token: int) -> tuple[Finish | None, int | None]:
+    """Why the request ends with its newest token, and the stop id when that is the reason."""
+    if token in request.stop_ids and len(request.output) > request.params.min_tokens:
+        return Finish.STOP, token
+    if len(request.output) >= request.max_tokens:
+        return Finish.LENGTH, None
+    return None, None
+
+
+def _summary(request: Request) -> Summary:
+    times = request.times
+    scheduled = times.scheduled or times.finished
+    first_token = times.first_token or times.finished
+    return Summary(
+        num_prompt=len(request.prompt),
+        num_output=len(request.output),
+        num_cached=request.num_cached,
+        num_preemptions=request.num_preemptions,
+        queued_s=scheduled - times.arrived,
+        prefill_s=first_token - scheduled,
+        decode_s=times.finished - first_token,
+    )
