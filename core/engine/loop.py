@@ -13,6 +13,7 @@ from engine.params import SEED_BITS
 from engine.platform.base import Capabilities
 from engine.platform.runner import Pending, Runner
 from engine.request import Delta, Request, Submission
+from engine.sampling import check
 from engine.scheduler import Scheduler
 
 #: A device that fails this many steps in a row will not recover by itself.
@@ -22,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Runs one engine. `runner` is loaded: `num_blocks` is what its `load` returned."""
+    """Runs one engine. `runner` is loaded: `num_blocks` is what its `load` returned.
+
+    `vocab_size` None takes any token id.
+    """
 
     def __init__(
         self,
@@ -33,11 +37,13 @@ class EngineLoop:
         block_size: int,
         max_model_len: int,
         capabilities: Capabilities,
+        vocab_size: int | None = None,
         eos_token_ids: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
         self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.scheduler = Scheduler(
             config, num_blocks, block_size, max_model_len, capabilities, clock
@@ -58,7 +64,8 @@ class EngineLoop:
         """Let the submission's `n` continuations wait for their turn, or none of them.
 
         Raises:
-            RequestError: the prompt is empty or does not fit the context.
+            RequestError: the prompt is empty or does not fit the context, or a token id is none of
+                the model's: it would fail the step of others, too.
             CapacityError: a continuation could never fit the KV cache.
         """
         length = len(submission.prompt)
@@ -70,6 +77,8 @@ class EngineLoop:
                 f" prompt has {length}: leave room for at least one token of output",
                 "prompt",
             )
+        if self.vocab_size is not None:
+            self._check_ids(submission, self.vocab_size)
         leader: Request | None = None
         for index in range(submission.params.n):
             request = self._request(submission, index, leader)
@@ -134,6 +143,13 @@ class EngineLoop:
             raise EngineDeadError(f"{self._failures} steps in a row failed: {error}") from error
         self.runner.reset()
         return deltas
+
+    def _check_ids(self, submission: Submission, vocab_size: int) -> None:
+        if min(submission.prompt) < 0 or max(submission.prompt) >= vocab_size:
+            raise RequestError(
+                f"the prompt has a token id that is not from 0 to {vocab_size - 1}", "prompt"
+            )
+        check(submission.params, vocab_size)
 
     def _request(self, submission: Submission, index: int, leader: Request | None) -> Request:
         params = submission.params

@@ -8,7 +8,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from engine.testing.null import NullRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from engine.loop import EngineLoop
 from engine.params import SamplingParams
 from engine.platform import Capabilities
 from engine.request import Finish, Submission
+from engine.testing.null import NullRunner
 
 CAREFUL = Capabilities()
 CAPABLE = Capabilities(mixed_batches=True, chunked_prefill=True, prefix_reuse=True, overlap=True)
@@ -149,6 +149,19 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_words_clients_look_
 def test_an_empty_prompt_is_refused(make):
     with pytest.raises(RequestError, match="at least one token"):
         make().submit(ask("a", length=0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"first": 90}, {"first": -1}, {"allowed_token_ids": (100,)}, {"logit_bias": {-1: 1.0}}],
+)
+def test_a_token_that_the_model_does_not_have_is_refused(make, wrong):
+    loop = make()
+    loop.vocab_size = 100
+    with pytest.raises(RequestError, match="0 to 99"):
+        loop.submit(ask("a", **wrong))
+    loop.submit(ask("b", first=70, max_tokens=2))
+    assert outputs(loop.run_until_idle()) == {("b", 0): [90, 91]}
 
 
 def test_what_can_never_fit_is_refused_at_once_and_the_rest_goes_on(make):

@@ -1,0 +1,99 @@
+"""How many KV blocks fit, and where the memory goes.
+
+|-------------------------------- device total --------------------------------|
+|-- others --|-- weights --|-- runtime --|-- activations --|-- KV --|- reserve -|
+             |------------------ memory_fraction of the total ------|
+"""
+
+from dataclasses import dataclass
+
+from engine.errors import CapacityError
+from engine.platform import MemorySnapshot
+
+#: Set aside for activations where the device cannot tell a step's peak.
+STATISTICS_SHARE = 0.1
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Bytes. `reserve` is what the engine leaves alone."""
+
+    total: int
+    others: int  # held by other processes
+    weights: int
+    runtime: int  # held by this process beside the weights: libraries, tables
+    activations: int  # the most that a step needs for a moment
+    kv: int
+    num_blocks: int
+    block_size: int  # tokens
+    limited_by: str  # why there are not more blocks
+
+    @property
+    def reserve(self) -> int:
+        known = self.others + self.weights + self.runtime + self.activations + self.kv
+        return self.total - known
+
+    def __str__(self) -> str:
+        rows = [
+            ("device total", self.total, ""),
+            ("other processes", self.others, ""),
+            ("weights", self.weights, ""),
+            ("runtime", self.runtime, ""),
+            ("activations", self.activations, "peak of a step"),
+            ("KV cache", self.kv, self._capacity()),
+            ("reserve", self.reserve, ""),
+        ]
+        lines = [f"{name:16}{size / MIB:10,.1f} MiB  {note}".rstrip() for name, size, note in rows]
+        return "\n".join(lines)
+
+    def _capacity(self) -> str:
+        tokens = self.num_blocks * self.block_size
+        return f"{self.num_blocks:,} blocks, {tokens:,} tokens; {self.limited_by}"
+
+
+def size_cache(
+    *,
+    start: MemorySnapshot,
+    loaded: MemorySnapshot,
+    weights: int,
+    activations: int,
+    fraction: float,
+    block_bytes: int,
+    block_size: int,
+    most_blocks: int,
+    wanted: int | None,
+) -> Ledger:
+    """Decide the number of blocks.
+
+    `start` was taken before anything was loaded, `loaded` just now. `most_blocks` is what all
+    requests could ever use; `wanted` is the user's own number.
+
+    Raises:
+        CapacityError: not even one block fits, or not as many as wanted.
+    """
+    others = max(0, start.total - start.free - start.used)
+    runtime = max(0, loaded.used - weights)
+    room = int(loaded.total * fraction) - others - weights - runtime - activations
+    room = min(room, loaded.free - activations)
+    fit = max(0, room // block_bytes)
+    num_blocks = min(fit, most_blocks) if wanted is None else wanted
+    if num_blocks < 1 or num_blocks > fit:
+        raise CapacityError(
+            f"{max(1, num_blocks)} KV blocks of {block_bytes:,} bytes need"
+            f" {max(1, num_blocks) * block_bytes / MIB:,.1f} MiB, but {max(0, room) / MIB:,.1f} MiB"
+            f" are left of {loaded.total / MIB:,.1f} MiB (memory_fraction {fraction}); raise"
+            " memory_fraction, lower max_model_len or max_requests, or use a smaller model"
+        )
+    reasons = {wanted: "as asked for", fit: "all that fits"}
+    return Ledger(
+        total=loaded.total,
+        others=others,
+        weights=weights,
+        runtime=runtime,
+        activations=activations,
+        kv=num_blocks * block_bytes,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        limited_by=reasons.get(num_blocks, "all that max_requests can use"),
+    )

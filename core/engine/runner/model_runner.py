@@ -1,0 +1,245 @@
+"""Runs a model on a platform's parts: one runner for every device that torch can drive."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.batch import Admission, Batch, Logprobs, Slice, SliceOutput, StepOutput
+from engine.config import EngineConfig
+from engine.models.model import Model
+from engine.params import SamplingParams
+from engine.platform import (
+    AttentionBackend,
+    AttentionSpec,
+    KVCache,
+    Pending,
+    Platform,
+    Runner,
+    StepInputs,
+)
+from engine.runner.memory import STATISTICS_SHARE, Ledger, size_cache
+from engine.runner.table import Arranged, RequestTable
+from engine.sampling.logprobs import prompt_logprobs
+from engine.sampling.sampler import Sampled, Sampler
+
+
+@dataclass(slots=True)
+class _Layers:
+    """Attention of the whole model: layer i uses backend `backends[i]` and `caches[i]`."""
+
+    backends: list[AttentionBackend]
+    caches: list[KVCache]
+
+    def attend(self, inputs: StepInputs) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """The function that a model calls once a layer in this step."""
+        plans = {one: one.plan(inputs.metadata) for one in dict.fromkeys(self.backends)}
+
+        def attend(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+            backend = self.backends[layer]
+            out_THD, self.caches[layer] = backend.forward(
+                q_THD, k_TKD, v_TKD, self.caches[layer], plans[backend]
+            )
+            return out_THD
+
+        return attend
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.caches = [
+            backend.copy_blocks(cache, pairs)
+            for backend, cache in zip(self.backends, self.caches, strict=True)
+        ]
+
+
+class ModelRunner(Runner):
+    """`load_model` is called once, by `load`; so the memory before and after can be compared."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        platform: Platform,
+        load_model: Callable[[], Model],
+        *,
+        vocab_size: int,
+        block_size: int,
+        max_model_len: int,
+    ) -> None:
+        self.config = config
+        self.platform = platform
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.max_model_len = max_model_len
+        self._load_model = load_model
+        self._graphs = platform.graphs()
+        self.ledger: Ledger | None = None
+
+    @torch.inference_mode()
+    def load(self) -> int:
+        """Load the weights, measure a step, size and allocate the KV cache.
+
+        Raises:
+            CapacityError: weights, activations and one block do not fit the device.
+        """
+        memory = self.platform.memory()
+        start = memory.snapshot()
+        self.model = self._load_model()
+        self._backends = self._choose_backends(self.model.attention_specs())
+        self._table = RequestTable(
+            self.config.max_requests, self.max_model_len, self.block_size, self.platform.device
+        )
+        self._sampler = Sampler(self.vocab_size, self.config.max_requests, self.platform.device)
+        activations = self._measure_step()
+        memory.release_cached()
+        blocks_a_request = -(-self.max_model_len // self.block_size)
+        self.ledger = size_cache(
+            start=start,
+            loaded=memory.snapshot(),
+            weights=self.model.num_bytes,
+            activations=activations,
+            fraction=self.config.memory_fraction,
+            block_bytes=sum(one.kv_layout().bytes_per_block for one in self._backends),
+            block_size=self.block_size,
+            most_blocks=blocks_a_request * self.config.max_requests,
+            wanted=self.config.num_blocks,
+        )
+        self._allocate(self.ledger.num_blocks)
+        self._graphs.warm_up(self._forward, self._warm_up_inputs)
+        return self.ledger.num_blocks
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> Pending:
+        for key in batch.released:
+            if (row := self._table.release(key)) is not None:
+                self._sampler.release(row)
+        for admission in batch.admitted:
+            self._sampler.admit(self._table.admit(admission), admission)
+        if batch.copies:
+            self._layers.copy(batch.copies)
+        step = self._table.arrange(batch)
+        self._table.update_blocks(step)
+        hidden_TC = self._graphs.run(self._forward, self._table.inputs(step))
+        sampled = self._sample(step, hidden_TC)
+        prompts = self._prompt_logprobs(step, hidden_TC)
+        return Pending(batch, lambda: self._collect(step, sampled, prompts))
+
+    def reset(self) -> None:
+        for key in list(self._table.admissions):
+            if (row := self._table.release(key)) is not None:
+                self._sampler.release(row)
+
+    def report(self) -> str:
+        return str(self.ledger) if self.ledger else ""
+
+    def close(self) -> None:
+        self._graphs.close()
+
+    def _choose_backends(self, specs: Sequence[AttentionSpec]) -> list[AttentionBackend]:
+        """Layers with equal specs share a backend, and so its plan of a step."""
+        made = {spec: self.platform.attention(spec) for spec in dict.fromkeys(specs)}
+        return [made[spec] for spec in specs]
+
+    def _allocate(self, num_blocks: int) -> None:
+        self._layers = _Layers(self._backends, [one.allocate(num_blocks) for one in self._backends])
+
+    def _forward(self, inputs: StepInputs) -> Tensor:
+        return self.model.forward(inputs.input_ids, inputs.positions, self._layers.attend(inputs))
+
+    # A step
+
+    def _sample(self, step: Arranged, hidden_TC: Tensor) -> Sampled | None:
+        """Sample after every slice that ends its request's tokens; remember what came."""
+        chosen = [i for i, part in enumerate(step.slices) if part.samples]
+        if not chosen:
+            return None
+        last = torch.tensor([step.query_start[i + 1] - 1 for i in chosen])
+        logits_MV = self.model.logits(hidden_TC[last.to(self.platform.device)])
+        rows = [step.rows[i] for i in chosen]
+        lengths = [step.slices[i].stop for i in chosen]
+        sampled = self._sampler.sample(logits_MV, rows, self._table.tokens_RL, lengths)
+        self._table.append(rows, lengths, sampled.tokens)
+        return sampled
+
+    def _prompt_logprobs(self, step: Arranged, hidden_TC: Tensor) -> dict[int, list[Logprobs]]:
+        """Of slices whose request asked for them, by their place in the step."""
+        found = {}
+        for i, part in enumerate(step.slices):
+            admission = self._table.admissions[part.key]
+            count = admission.params.prompt_logprobs
+            stop = min(part.stop, admission.num_prompt - 1)
+            if count is None or stop <= part.start:
+                continue
+            first = step.query_start[i]
+            rows = hidden_TC[first : first + stop - part.start]
+            following = admission.tokens[part.start + 1 : stop + 1]
+            found[i] = prompt_logprobs(self.model.logits, rows, following, count)
+        return found
+
+    def _collect(
+        self, step: Arranged, sampled: Sampled | None, prompts: dict[int, list[Logprobs]]
+    ) -> StepOutput:
+        """Wait for the step's tokens and bring everything into the batch's order."""
+        tokens = iter(sampled.to_host() if sampled else ())
+        outputs: list[SliceOutput] = [SliceOutput()] * len(step.slices)
+        for i, part in enumerate(step.slices):
+            prompt = tuple(prompts.get(i, ()))
+            if not part.samples:
+                outputs[step.order[i]] = SliceOutput(prompt_logprobs=prompt)
+                continue
+            token, logprobs, finite = next(tokens)
+            outputs[step.order[i]] = SliceOutput(
+                tokens=(token,),
+                logprobs=(logprobs,) if logprobs else (),
+                prompt_logprobs=prompt,
+                error=None if finite else "the model's logits are not finite numbers",
+            )
+        return StepOutput(tuple(outputs))
+
+    # Before the first request
+
+    def _measure_step(self) -> int:
+        """Bytes that the largest steps need beside weights and cache."""
+        memory = self.platform.memory()
+        if memory.kind == "statistics":
+            return int(memory.snapshot().total * STATISTICS_SHARE)
+        most, peak = self.config.max_batch_tokens, 0
+        long = [self.max_model_len] * (most // self.max_model_len)
+        rest = most - sum(long)
+        many = min(self.config.max_requests, most)
+        for sizes in ([*long, rest] if rest else long, [most // many] * many):
+            batch = _dummy_batch(sizes[: self.config.max_requests], self.block_size)
+            self._allocate(sum(len(part.blocks) for part in batch.slices))
+            self.platform.synchronize()
+            before = memory.snapshot().used
+            with memory.measure():
+                self.execute(batch).result()
+                self.platform.synchronize()
+                peak = max(peak, memory.snapshot().peak - before)
+            self.reset()
+        del self._layers
+        return peak
+
+    def _warm_up_inputs(self, num_requests: int, num_tokens: int) -> StepInputs:
+        """A step of equal prompts, as the device sees it. No request is alive yet."""
+        sizes = [num_tokens // num_requests] * num_requests
+        batch = _dummy_batch(sizes, self.block_size)
+        for admission in batch.admitted:
+            self._sampler.admit(self._table.admit(admission), admission)
+        step = self._table.arrange(batch)
+        self._table.update_blocks(step)
+        inputs = self._table.inputs(step)
+        self.reset()
+        return inputs
+
+
+def _dummy_batch(sizes: Sequence[int], block_size: int) -> Batch:
+    """Prompts of these many tokens, each in blocks of its own, sampled with every filter."""
+    params = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
+    admitted, slices, taken = [], [], 0
+    for key, size in enumerate(sizes, start=1):
+        count = -(-size // block_size)
+        blocks = tuple(range(taken, taken + count))
+        taken += count
+        admitted.append(Admission(-key, (0,) * size, size, params, seed=key, stop_ids=()))
+        slices.append(Slice(-key, 0, size, True, blocks, 0))
+    return Batch(admitted=tuple(admitted), slices=tuple(slices))
