@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from engine.batch import Admission, Batch, Logprobs, Slice, SliceOutput, StepOutput
 from engine.errors import UnsupportedError
 from engine.platform import (
-    API_VERSION,
     AttentionBackend,
     AttentionSpec,
     Availability,
@@ -236,12 +235,12 @@ class NullRunner(Runner):
 
 
 class NullMemory(MemoryProfiler):
-    """There is no device, so there is no memory to count."""
+    """There is no device: a number to divide by, none of it used."""
 
     kind = "statistics"
 
     def snapshot(self) -> MemorySnapshot:
-        return MemorySnapshot(total=0, free=0, used=0, peak=0)
+        return MemorySnapshot(total=2**30, free=2**30, used=0, peak=0)
 
     def measure(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -263,7 +262,7 @@ class NullPlatform(Platform):
 
     @property
     def device(self) -> str:
-        return "meta"
+        return "meta:0"
 
     def memory(self) -> MemoryProfiler:
         return NullMemory()
@@ -288,12 +287,16 @@ class NullPlugin:
         return [null_spec()]
 
 
-def null_spec(name: str = "null", api: tuple[int, int] = API_VERSION) -> PlatformSpec:
-    """The null platform's spec. Part of the core's own tests, so it follows `API_VERSION`."""
+def null_spec() -> PlatformSpec:
+    """The null platform's spec, for whoever makes the engine with a plugin manager of their own."""
     return PlatformSpec(
-        name=name,
-        api=api,
-        probe=lambda: Availability(1, "a device that computes nothing"),
+        name="null",
+        api=(1, 0),
+        probe=probe,
         create=NullPlatform,
         priority=-100,  # never chosen by --device auto where there is anything else
     )
+
+
+def probe() -> Availability:
+    return Availability(1, "a device that computes nothing")

@@ -1,0 +1,146 @@
+"""The engine process: `python -m engine.client.process ADDRESS`.
+
+It connects to its client's socket, builds the engine that the first message describes, and then
+runs the loop. It ends when told to, when the engine fails, and when its client is gone: then its
+standard input, the other end of which the client holds, comes to an end.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+from engine.client.messages import (
+    Abort,
+    Died,
+    Failure,
+    FromClient,
+    Progress,
+    Ready,
+    Start,
+    Stop,
+    Submit,
+)
+from engine.client.target import Engine, build
+from engine.client.wire import EngineWire, Unreadable
+from engine.errors import ConfigError, EngineError
+from engine.request import Delta
+
+#: Exit code after a failure that was reported to the client.
+FAILED = 1
+
+log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """Runs one engine for the client at the other end of the wire."""
+
+    def __init__(self, engine: Engine, wire: EngineWire) -> None:
+        self._engine = engine
+        self._loop = engine.loop
+        self._wire = wire
+        self._stopped = False
+        self._accepted: list[str] = []
+        self._refused: list[tuple[str, Failure]] = []
+        self._deltas: list[Delta] = []
+        self._stats = engine.loop.stats
+
+    def run(self) -> None:
+        """Return when told to stop; an idle engine sleeps until a message comes.
+
+        Raises:
+            Exception: whatever the loop raises: then the engine is done for.
+        """
+        self._wire.send(Ready(self._engine.facts, self._stats))
+        while True:
+            self._take_messages()
+            if self._stopped:
+                return
+            if not self._loop.idle:
+                self._deltas += self._loop.step()
+            self._report()
+
+    def _take_messages(self) -> None:
+        wait = self._loop.idle
+        while not self._stopped:
+            message = self._wire.receive(wait=wait)
+            if message is None:
+                return
+            self._take(message)
+            wait = False
+
+    def _take(self, message: FromClient | Unreadable) -> None:
+        match message:
+            case Submit(submission):
+                try:
+                    self._loop.submit(submission)
+                except EngineError as error:
+                    self._refused.append((submission.id, Failure.of(error)))
+                else:
+                    self._accepted.append(submission.id)
+            case Abort(id):
+                self._deltas += self._loop.abort(id)
+            case Stop():
+                self._stopped = True
+            case Start():
+                log.error("the engine was told to start, but it has")
+            case Unreadable(reason=reason):  # must not end the others' requests
+                log.error("a message could not be read: %s", reason)
+                if (waiting := message.submission_id) is not None:
+                    self._refused.append((waiting, Failure("RequestError", reason)))
+
+    def _report(self) -> None:
+        """All news in one message."""
+        stats = self._loop.stats
+        if not (self._accepted or self._refused or self._deltas or stats != self._stats):
+            return
+        self._wire.send(Progress(stats, self._accepted, self._refused, self._deltas))
+        self._accepted, self._refused, self._deltas = [], [], []
+        self._stats = stats
+
+
+def main(address: str) -> int:
+    """Serve the client at `address`; the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group: the client decides
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_client, daemon=True).start()
+    wire = EngineWire(address)
+    try:
+        return _serve(wire)
+    except Exception as error:
+        if not isinstance(error, EngineError):
+            log.exception("the engine failed")
+        wire.send(Died(Failure.of(error)))
+        return FAILED
+    finally:
+        wire.close()
+
+
+def _serve(wire: EngineWire) -> int:
+    start = wire.receive(wait=True)
+    if not isinstance(start, Start):
+        raise ConfigError(f"the first message must be Start, not {type(start).__name__}")
+    sys.path[:] = start.path
+    engine = build(start.target, start.settings)
+    try:
+        EngineProcess(engine, wire).run()
+    finally:
+        engine.close()
+    return 0
+
+
+def _end_with_client() -> None:
+    """Wait for the end of standard input, which comes when the client ends, however it ends."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(FAILED)  # at once: a step may take long, and nobody waits for it
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not `sys.exit`: libraries of the device may wait for threads that never end.
+    os._exit(code)
