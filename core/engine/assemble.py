@@ -46,10 +46,10 @@ def assemble(settings: Mapping[str, Any], plugins: PluginManager | None = None) 
     """
     plugins = plugins or PluginManager()
     spec = plugins.select(str(settings.get("device", "auto")))
-    config = resolve(settings, spec.defaults()).config
+    config = resolve(settings, plugins.defaults(spec)).config
     plugins.hook.engine_check_config(config=config)
     model = read_facts(config)
-    for name, value in spec.environment(RANK).items():
+    for name, value in plugins.environment(spec, RANK).items():
         os.environ.setdefault(name, value)
     platform = plugins.create_platform(spec, config, RANK)
     capabilities = platform.capabilities
@@ -62,29 +62,18 @@ def assemble(settings: Mapping[str, Any], plugins: PluginManager | None = None) 
     _check_overlap(config, capabilities)
     runner = platform.runner() or _model_runner(config, platform, model, chosen, plugins)
     num_blocks = runner.load()
-    max_model_len = _fit_context(config, chosen, num_blocks)
-    loop = EngineLoop(
-        config,
-        runner,
-        num_blocks=num_blocks,
-        block_size=chosen.block_size,
-        max_model_len=max_model_len,
-        capabilities=capabilities,
-        vocab_size=model.vocab_size,
-        eos_token_ids=model.eos_token_ids,
-    )
     facts = EngineFacts(
         model=model,
         platform=spec.name,
         device=platform.device,
         dtype=chosen.dtype,
-        max_model_len=max_model_len,
+        max_model_len=_fit_context(config, chosen, num_blocks),
         block_size=chosen.block_size,
         num_blocks=num_blocks,
         prefix_caching=config.prefix_caching and capabilities.prefix_reuse,
         ledger=runner.report(),
     )
-    return Engine(loop, facts, platform)
+    return Engine(_loop(config, runner, facts, capabilities), facts, platform)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +84,21 @@ class _Chosen:
     kv_dtype: str
     block_size: int
     max_model_len: int
+
+
+def _loop(
+    config: EngineConfig, runner: Runner, facts: EngineFacts, capabilities: Capabilities
+) -> EngineLoop:
+    return EngineLoop(
+        config,
+        runner,
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_model_len=facts.max_model_len,
+        capabilities=capabilities,
+        vocab_size=facts.model.vocab_size,
+        eos_token_ids=facts.model.eos_token_ids,
+    )
 
 
 def _model_runner(
