@@ -1,0 +1,39 @@
+# `make serve` and `make test` work from a fresh clone: they need Python 3.11 or newer, nothing else.
+#
+#   make serve PYTHON=python3.12 DEVICE=auto SERVE='--port 9000 --max-model-len 512'
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= cpu
+SERVE ?=
+
+INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+INPUTS = pyproject.toml constraints.txt
+
+.PHONY: help serve test clean
+
+help:
+	@echo 'make serve   install the engine into $(VENV) and serve its embedded model on the $(DEVICE)'
+	@echo 'make test    install the engine with its test tools into $(VENV) and run every check'
+	@echo 'make clean   remove $(VENV) and what tools have cached'
+
+serve: $(VENV)/.installed
+	$(VENV)/bin/engine serve --device $(DEVICE) $(SERVE)
+
+test: $(VENV)/.installed-for-tests
+	VENV=$(VENV) scripts/check
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@scripts/require-python $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(INPUTS) | $(VENV)/bin/python
+	$(INSTALL) --editable '.[cpu]'
+	touch $@
+
+$(VENV)/.installed-for-tests: $(INPUTS) | $(VENV)/bin/python
+	$(INSTALL) --editable '.[cpu,dev]'
+	touch $(VENV)/.installed $@
