@@ -9,7 +9,7 @@ from typing import Any
 from engine.client import AsyncEngine, DeltaStream, InProcessEngine
 from engine.client.target import ASSEMBLE
 from engine.errors import RequestError
-from engine.facts import EngineFacts
+from engine.facts import EngineFacts, Stats
 from engine.params import SamplingParams
 from engine.request import Delta
 from engine.text.generation import Piece
@@ -54,6 +54,11 @@ class LLM:
     @property
     def facts(self) -> EngineFacts:
         return self._engine.facts
+
+    @property
+    def stats(self) -> Stats:
+        """Gauges and running totals: requests, KV blocks, preemptions, prefix hits."""
+        return self._engine.stats
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -70,7 +70,9 @@ class RequestTable:
 
     def update_blocks(self, step: Arranged) -> None:
         """Write the block table entries that changed."""
-        rows, entries, blocks = [], [], []
+        rows: list[int] = []
+        entries: list[int] = []
+        blocks: list[int] = []
         for part, row in zip(step.slices, step.rows, strict=True):
             rows += [row] * len(part.blocks)
             entries += range(part.blocks_from, part.blocks_from + len(part.blocks))

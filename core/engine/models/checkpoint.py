@@ -1,0 +1,151 @@
+"""Safetensors files, read tensor by tensor through a memory map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.models.facts import read_json
+
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a stored vector or matrix, or of one matrix of a stored stack of them."""
+
+    name: str
+    shape: tuple[int, ...]  # that the stored tensor must have
+    rows: range | None = None  # None: all
+    columns: range | None = None  # a vector has none
+    at: int | None = None  # which matrix of a stack
+
+    def of(self, stored: Tensor) -> Tensor:
+        """The part, as a view."""
+        one = stored if self.at is None else stored[self.at]
+        return (
+            one[_slice(self.rows)]
+            if one.ndim == 1
+            else one[_slice(self.rows), _slice(self.columns)]
+        )
+
+
+def _slice(part: range | None) -> slice:
+    return slice(None) if part is None else slice(part.start, part.stop)
+
+
+class Checkpoint:
+    """The tensors of a folder, by name. Nothing is read before it is asked for.
+
+    Raises:
+        ModelError: there is no safetensors file, one is missing or damaged, or a tensor is missing
+            or has another shape than the architecture says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {path.name: _open(path) for path in _find_files(folder)}
+        self.num_bytes_read = 0  # in the dtype they were read into
+        self._home = {name: file for file in self._files for name in self._files[file].keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._home
+
+    def read(self, pieces: Sequence[Piece], dtype: torch.dtype, device: str) -> Tensor:
+        """The pieces one below the other, in one tensor that is the caller's own."""
+        parts = [piece.of(self._stored(piece)) for piece in pieces]
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        target = torch.empty(shape, dtype=dtype, device=device)
+        self._fill(target, parts)
+        return target
+
+    def read_into(self, target: Tensor, pieces: Sequence[Piece]) -> None:
+        """Fill `target` with the pieces, one below the other."""
+        self._fill(target, [piece.of(self._stored(piece)) for piece in pieces])
+
+    def _fill(self, target: Tensor, parts: Sequence[Tensor]) -> None:
+        start = 0
+        for part in parts:
+            target[start : start + part.shape[0]].copy_(part)  # converts the dtype on the way
+            start += part.shape[0]
+        self.num_bytes_read += target.nbytes
+
+    def _stored(self, piece: Piece) -> Tensor:
+        """A view of the memory map: pages are read when they are copied."""
+        if piece.name not in self._home:
+            raise ModelError(
+                f"{self._folder} has no weight {piece.name!r}, which its architecture needs; the "
+                f"{len(self._home)} weights that are there begin with {_some(self._home)}; the "
+                "files may be incomplete, or config.json may name another architecture"
+            )
+        file = self._home[piece.name]
+        try:
+            stored: Tensor = self._files[file].get_tensor(piece.name)  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self._folder / file, error) from error
+        if tuple(stored.shape) != piece.shape:
+            raise ModelError(
+                f"weight {piece.name!r} in {self._folder / file} has the shape "
+                f"{tuple(stored.shape)}, but config.json asks for {piece.shape}; the two are not "
+                "of the same model"
+            )
+        if not stored.is_floating_point():
+            raise ModelError(
+                f"weight {piece.name!r} in {self._folder / file} is stored as {stored.dtype}; "
+                "quantized weights cannot be used, float32, bfloat16 and float16 can"
+            )
+        return stored
+
+
+def _find_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / _INDEX).is_file():
+        return _indexed_files(folder)
+    if found := sorted(folder.glob("*.safetensors")):
+        return found
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    also = (
+        f"; {', '.join(pickles[:3])} is there, but pickles can run code and are never loaded: "
+        "convert the model with transformers, save_pretrained writes safetensors"
+        if pickles
+        else "; fetch the model again, weights included"
+    )
+    raise ModelError(f"{folder} holds no safetensors file{also}")
+
+
+def _indexed_files(folder: Path) -> list[Path]:
+    index = read_json(folder / _INDEX)
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f'{folder / _INDEX} has no "weight_map" of names to files; fetch it again')
+    paths = [folder / name for name in sorted(set(files.values()))]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the {len(paths)} files that {_INDEX} names "
+            f"({', '.join(missing[:3])}); fetch the model again"
+        )
+    return paths
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    size = path.stat().st_size
+    return ModelError(
+        f"{path} ({size} bytes) is truncated or is no safetensors file ({error}); fetch it again"
+    )
+
+
+def _some(names: Sequence[str] | dict[str, str]) -> str:
+    return ", ".join(sorted(names)[:3])

@@ -1,0 +1,64 @@
+"""A model's configuration, complete with its architecture's defaults."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import ModelError
+from engine.models.declarations import DECLARATIONS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def complete_configuration(
+    folder: Path, architecture: str, *, trust_remote_code: bool
+) -> "PretrainedConfig":
+    """The folder's config.json as transformers understands it. Imports torch.
+
+    transformers knows every spelling of older versions and every default, so that nothing past
+    this point needs to.
+
+    Raises:
+        ModelError: the architecture is unknown, or a value in config.json is impossible.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    path = folder / "config.json"
+    try:
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, ImportError),
+        StrictDataclassError,
+    ) as error:
+        raise ModelError(
+            f"{path} describes {architecture} in a way that transformers "
+            f"{transformers.__version__} does not understand: {error}\n{_what_can_be()}"
+        ) from error
+    if architecture not in DECLARATIONS and not _is_causal(config, architecture, trust_remote_code):
+        raise ModelError(
+            f"{path} names {architecture}, which is no language model that generates text from "
+            f"left to right. {_what_can_be()}"
+        )
+    if config.to_dict().get("quantization_config"):
+        raise ModelError(
+            f"{path} describes quantized weights (quantization_config), which cannot be used; "
+            "give the model in float32, bfloat16 or float16"
+        )
+    return config
+
+
+def _is_causal(config: "PretrainedConfig", architecture: str, trust_remote_code: bool) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own_code = trust_remote_code and "AutoModelForCausalLM" in config.to_dict().get("auto_map", {})
+    return own_code or architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def _what_can_be() -> str:
+    return (
+        f"There is a decoder for {', '.join(sorted(DECLARATIONS))}; every other causal language "
+        "model of transformers runs through its own code"
+    )

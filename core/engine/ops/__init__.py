@@ -1,0 +1,62 @@
+"""Named operations and the core's reference implementation of each: the oracle of platforms.
+
+`fill(table)` registers the reference of every operation below with source "reference". A platform
+registers better ones under the same names (`Platform.ops`). An operation is chosen when a layer is
+built, `table.choose(name, **facts)`, and called in every step from then on.
+
+T tokens, W width, H query heads, K key/value heads, D head dim, R rotated part of D, V vocabulary,
+I input features, O output features, E experts, A experts active a token, F width of one expert.
+Activations have the layer's dtype, also as results, if nothing else is said.
+
+====================== ==================================================== ====================
+name                   signature                                            computed in
+====================== ==================================================== ====================
+rms_norm               (x[..., W], weight[W], eps) -> [..., W]              float32
+add_rms_norm           (x[T, W], residual[T, W], weight[W], eps)            sum in the dtype of x,
+                       -> (normed[T, W], x + residual)                      norm in float32
+rotary                 (q[T, H, D], k[T, K, D], cos[T, R/2], sin[T, R/2])   float32; cos and sin
+                       -> (q, k); the halves 0:R/2 and R/2:R of each head   are float32
+                       are rotated against each other (GPT-NeoX), R:D stays
+silu_and_multiply      (x[T, 2F]) -> silu(x[:, :F]) * x[:, F:], [T, F]      dtype of x
+gelu_tanh_and_multiply (x[T, 2F]) -> gelu(x[:, :F], tanh) * x[:, F:]        dtype of x
+embedding              (ids[T] int64, weight[V, W]) -> [T, W]               exact
+linear                 *factory*: (weight[O, I], bias[O] or None)           dtype of x, products
+                       -> (x[..., I]) -> x @ weight.T + bias, [..., O]      summed in float32
+mixture_of_experts     *factory*: (gate_up[E, 2F, W], down[E, W, F])        dtype of x; the sum
+                       -> (x[T, W], share[T, A] float32, ids[T, A] int64)   over experts float32
+                       -> sum of share * (silu(gate) * up) @ down.T, [T, W]
+====================== ==================================================== ====================
+
+A *factory* is called once, when weights are loaded, and owns what it makes of them: it may keep the
+tensor, prepack it, quantize it, or move it. The layer keeps no reference to what it handed over.
+
+Facts that `when` is asked with (more may come: take `**_`): every operation gets `dtype`
+("float32", "bfloat16", "float16") and `device` (as torch spells it); beyond them
+
+* rms_norm and add_rms_norm: `width`
+* rotary: `head_dim`, `rotary_dim`
+* silu_and_multiply, gelu_tanh_and_multiply: `width` (F)
+* embedding: `rows`, `width`
+* linear: `in_features`, `out_features`, `bias` (whether it has one)
+* mixture_of_experts: `experts`, `width`, `expert_width`
+"""
+
+from engine.ops import reference
+from engine.platform.ops import OpTable
+
+__all__ = ["fill"]
+
+
+def fill(table: OpTable) -> None:
+    """Register the reference implementation of every operation."""
+    for function in (
+        reference.rms_norm,
+        reference.add_rms_norm,
+        reference.rotary,
+        reference.silu_and_multiply,
+        reference.gelu_tanh_and_multiply,
+        reference.embedding,
+        reference.linear,
+        reference.mixture_of_experts,
+    ):
+        table.register(function.__name__, source="reference")(function)
