@@ -1,0 +1,363 @@
+"""A kit that never fails proves nothing: each check here meets a platform broken on purpose.
+
+The same check passes on the platform that is right.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.errors import ConfigError
+from engine.platform import Availability, Capabilities, MemorySnapshot
+from engine.testing import certify
+from engine.testing.checks import LEVELS, Status, Subject, cases, run, tiny_model
+from engine.testing.null import NullPlatform, NullRunner, null_spec
+
+CASES = {case.id: case for level in LEVELS for case in cases(level)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model.make(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture
+def judge(model):
+    """The result of one case for one spec."""
+    subjects = []
+
+    def judge(case, spec, **options):
+        subjects.append(Subject(spec, model, **options))
+        return run(CASES[case], subjects[-1])
+
+    yield judge
+    for subject in subjects:
+        subject.close()
+
+
+@pytest.fixture
+def good(acme):
+    [spec] = acme.engine_platforms()
+    return spec
+
+
+@pytest.fixture
+def assert_found(judge, good):
+    """The case passes for the good platform, and fails for the broken one, for this reason."""
+
+    def assert_found(case, broken, reason):
+        before = judge(case, good)
+        assert before.status is Status.PASSED, before.reason
+        after = judge(case, broken)
+        assert after.status is Status.FAILED
+        assert reason in after.reason
+
+    return assert_found
+
+
+def with_platform(good, **members):
+    """The good spec, its platform a subclass with other members."""
+
+    def create(config, rank):
+        from engine_acme_npu.platform import AcmePlatform
+
+        return type("Broken", (AcmePlatform,), members)(config, rank)
+
+    return replace(good, create=create)
+
+
+def with_attention(good, **members):
+    """The good spec, its attention backend a subclass with other members."""
+    from engine_acme_npu.attention import AcmeAttention
+
+    backend = type("Broken", (AcmeAttention,), members)
+    return with_platform(good, attention=lambda self, spec: backend(spec, self.device))
+
+
+# Discovery
+
+
+def test_a_wrong_contract_version_is_found(assert_found, good):
+    broken = replace(good, api=(2, 0))
+    assert_found("discovery/speaks-this-contract", broken, "written for contract 2.0")
+
+
+def test_a_name_that_the_command_line_cannot_take_is_found(assert_found, good):
+    broken = replace(good, name="Acme:NPU")
+    assert_found("discovery/has-a-proper-name", broken, "must match")
+
+
+def test_two_names_are_found(assert_found, good):
+    broken = with_platform(good, name="other")
+    assert_found("discovery/has-one-name", broken, "the platform 'other'")
+
+
+def test_a_probe_that_raises_is_found(assert_found, good):
+    def probe():
+        raise OSError("no such driver")
+
+    case = "discovery/probe-answers-quickly-and-always-the-same"
+    assert_found(case, replace(good, probe=probe), "no such driver")
+
+
+def test_a_probe_that_says_nothing_is_found(assert_found, good):
+    case = "discovery/probe-answers-quickly-and-always-the-same"
+    assert_found(case, replace(good, probe=lambda: Availability(1)), "`detail` is empty")
+
+
+def test_a_setting_that_does_not_exist_is_found(assert_found, good):
+    broken = replace(good, defaults=lambda: {"warp_factor": 9})
+    # Making the platform needs its defaults, so nothing else can be said of it.
+    assert_found("discovery/prefers-settings-that-exist", broken, "warp_factor")
+
+
+def test_an_unknown_dtype_is_found(assert_found, good):
+    broken = with_platform(good, capabilities=Capabilities(dtypes=("float12",)))
+    assert_found("discovery/declares-sensible-capabilities", broken, "float12")
+
+
+def test_a_device_without_an_index_is_found(assert_found, good):
+    broken = with_platform(good, device=property(lambda self: "cpu"))
+    assert_found("discovery/names-its-device-with-an-index", broken, "'cpu' must be like 'name:0'")
+
+
+def test_a_plugin_that_imports_torch_and_the_contract_version_is_found(
+    judge, good, tmp_path, monkeypatch
+):
+    (tmp_path / "engine_hasty.py").write_text(
+        "import torch\n"
+        "from engine.platform import API_VERSION, PlatformSpec\n"
+        "import engine_acme_npu\n"
+        "def probe():\n    return engine_acme_npu.probe()\n"
+        "def create(config, rank):\n    return engine_acme_npu.create(config, rank)\n"
+        "spec = PlatformSpec(name='acme', api=API_VERSION, probe=probe, create=create)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    import engine_hasty
+
+    for case, reason in (
+        ("discovery/imports-no-driver", "imports numpy, torch"),
+        ("discovery/states-the-version-as-a-literal", "not API_VERSION"),
+    ):
+        assert judge(case, good).status is Status.PASSED
+        found = judge(case, engine_hasty.spec)
+        assert found.status is Status.FAILED
+        assert reason in found.reason
+
+
+# Memory
+
+
+class Liar:
+    """Says that it measures, and always sees the same."""
+
+    kind = "measured"
+
+    def __init__(self, **numbers):
+        self.numbers = {"total": 2**31, "free": 2**30, "used": 2**20, "peak": 2**20, **numbers}
+
+    def snapshot(self):
+        return MemorySnapshot(**self.numbers)
+
+    def measure(self):
+        return pytest.MonkeyPatch.context()
+
+    def release_cached(self):
+        return None
+
+
+def test_memory_that_does_not_add_up_is_found(assert_found, good):
+    broken = with_platform(good, memory=lambda self: Liar(free=2**40))
+    assert_found("memory/snapshot-adds-up", broken, "free memory is out of range")
+
+
+def test_a_profiler_that_sees_no_allocation_is_found(judge, good):
+    broken = with_platform(good, memory=lambda self: Liar())
+    assert judge("memory/measure-sees-an-allocation", broken).status is Status.FAILED
+    found = judge("memory/what-is-held-counts-as-used", broken)
+    assert "`used` rose by 0" in found.reason
+
+
+# Operations
+
+
+def test_an_operation_with_a_wrong_result_is_found(assert_found, good):
+    def ops(self, table):
+        @table.register("rms_norm", source="broken", priority=99)
+        def rms_norm(x, weight, eps):
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (1 + weight)
+
+    assert_found("ops/rms_norm/float32", with_platform(good, ops=ops), "over the tolerance")
+
+
+def test_an_operation_that_gives_another_dtype_is_found(assert_found, good):
+    def ops(self, table):
+        reference = table.reference("silu_and_multiply")
+
+        @table.register("silu_and_multiply", source="broken", priority=99)
+        def silu_and_multiply(x):
+            return reference(x.float())
+
+    broken = with_platform(good, ops=ops)
+    assert_found("ops/silu_and_multiply/bfloat16", broken, "torch.float32 for bfloat16")
+
+
+def test_a_platform_that_poses_as_the_reference_is_found(assert_found, good):
+    def ops(self, table):
+        table.register("linear", source="reference", priority=1)(lambda weight, bias: None)
+
+    broken = with_platform(good, ops=ops)
+    assert_found("ops/names-only-its-own", broken, "use its own name")
+
+
+# Attention
+
+
+def attend_with(**changes):
+    """The good backend's `_attend`, for a spec with changes."""
+
+    def attend(self, q, cache, blocks, length):
+        from engine_acme_npu.attention import AcmeAttention
+
+        other = AcmeAttention(replace(self.spec, **changes), self.device)
+        return other._attend(q, cache, blocks, length)
+
+    return attend
+
+
+def test_a_wrong_softmax_scale_is_found(assert_found, good):
+    broken = with_attention(good, _attend=attend_with(scale=0.1))
+    assert_found("attention/float32/length-17", broken, "over the tolerance")
+
+
+def test_a_window_that_is_ignored_is_found(assert_found, good):
+    broken = with_attention(good, _attend=attend_with(window=None))
+    assert_found("attention/bfloat16/window-16", broken, "over the tolerance")
+
+
+def test_a_window_that_is_one_too_wide_is_found(assert_found, good):
+    broken = with_attention(good, _attend=attend_with(window=17))
+    assert_found("attention/float32/window-16", broken, "over the tolerance")
+
+
+def clear_instead_of_copying(self, cache, pairs):
+    """Not left as they are: what is there might be right by chance, or no number."""
+    cache = cache.take()
+    for _, target in pairs:
+        cache.k_NKDS[target] = cache.v_NKSD[target] = 0.0
+    return cache
+
+
+def test_copying_nothing_is_found(assert_found, good):
+    broken = with_attention(good, copy_blocks=clear_instead_of_copying)
+    assert_found("attention/float32/copy-many", broken, "over the tolerance")
+    assert_found("attention/float32/copy-on-write", broken, "over the tolerance")
+
+
+def test_copying_the_wrong_way_round_is_found(assert_found, good):
+    def copy_blocks(self, cache, pairs):
+        from engine_acme_npu.attention import AcmeAttention
+
+        swapped = [(target, source) for source, target in pairs]
+        return AcmeAttention.copy_blocks(self, cache, swapped)
+
+    broken = with_attention(good, copy_blocks=copy_blocks)
+    assert_found("attention/bfloat16/copy-many", broken, "over the tolerance")
+
+
+def test_reading_beyond_the_length_is_found(assert_found, good):
+    def attend(self, q, cache, blocks, length):
+        """Masks by adding, so that what others left in the block leaks when it is no number."""
+        from engine_acme_npu.attention import AcmeAttention
+
+        right = AcmeAttention._attend(self, q, cache, blocks, length)
+        rest = cache.v_NKSD[blocks].transpose(0, 1).flatten(1, 2)[:, length:].float()
+        return right + (rest * 0).sum()
+
+    broken = with_attention(good, _attend=attend)
+    assert_found("attention/float32/poisoned", broken, "error inf")
+
+
+def test_refusing_what_every_model_needs_is_found(assert_found, good):
+    def attention(self, spec):
+        from engine.errors import UnsupportedError
+
+        raise UnsupportedError("it is too warm today")
+
+    broken = with_platform(good, attention=attention)
+    assert_found("attention/float32/length-1", broken, "too warm")
+
+
+# Runner and scheduler
+
+
+def test_a_model_with_wrong_logits_is_found(assert_found, good):
+    broken = with_attention(good, _attend=attend_with(scale=0.2))
+    assert_found("runner/float32/batched", broken, "over the tolerance")
+
+
+def test_siblings_that_write_into_each_other_are_found(assert_found, good):
+    broken = with_attention(good, copy_blocks=clear_instead_of_copying)
+    assert_found("runner/float32/siblings", broken, "over the tolerance")
+
+
+class Stutter(NullRunner):
+    """Says a token twice, now and then."""
+
+    def _after(self, token):
+        return token if token % 7 == 0 else token + 1
+
+
+class StutterPlatform(NullPlatform):
+    def runner(self):
+        return Stutter(self.config.num_blocks or 64, block_size=self.config.block_size or 16)
+
+
+@pytest.mark.parametrize(
+    "case", ["runner/float32/alone", "runner/bfloat16/preempted", "scheduler/random-1-overlapped"]
+)
+def test_a_runner_that_says_wrong_tokens_is_found(judge, case):
+    assert judge(case, null_spec(), counts_up=True).status is Status.PASSED
+    found = judge(case, replace(null_spec(), create=StutterPlatform), counts_up=True)
+    assert found.status is Status.FAILED
+    assert "inf" in found.reason
+
+
+def test_a_runner_that_never_answers_is_found(judge, monkeypatch):
+    class Mute(NullRunner):
+        def _answer(self, known, part):
+            answer = super()._answer(known, part)
+            return replace(answer, tokens=())
+
+    class MutePlatform(NullPlatform):
+        def runner(self):
+            return Mute(self.config.num_blocks or 64)
+
+    found = judge("runner/float32/alone", replace(null_spec(), create=MutePlatform), counts_up=True)
+    assert found.status is Status.FAILED
+
+
+# The certificate
+
+
+def test_one_failure_is_enough_to_be_refused_a_certificate(good):
+    broken = replace(good, defaults=lambda: {"prefix_caching": "yes"}, api=(1, 7))
+    results = certify.examine(broken, "acme", ["discovery"])
+    certificate = certify.certify(broken, "acme", results)
+    assert certificate["totals"]["failed"] == 1
+    assert not certificate["passed"]
+    assert json.loads(json.dumps(certificate)) == certificate
+
+
+def test_a_platform_of_which_nothing_was_checked_gets_no_certificate(good):
+    assert not certify.certify(good, "acme", [])["passed"]
+
+
+def test_an_unknown_device_is_an_error_not_a_certificate(tmp_path):
+    path = tmp_path / "certificate.json"
+    with pytest.raises(ConfigError, match="nonesuch"):
+        certify.run("nonesuch", str(path))
+    assert not path.exists()
