@@ -1,0 +1,130 @@
+"""Concurrent HTTP streams against a real `engine serve`, measured at the client."""
+
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from workloads import Outcome, Setup
+
+START_S = 300  # a large model may take a while
+MAIN = "import sys, engine.cli; sys.exit(engine.cli.main())"
+
+
+def http(setup: Setup) -> Outcome:
+    """All streams are opened at once; each must end by its length."""
+    random_ = random.Random(setup.seed)
+    prompts = [
+        [random_.randrange(setup.vocab_size) for _ in range(random_.randint(32, 512))]
+        for _ in range(setup.requests)
+    ]
+    counts = [random_.randint(16, 256) for _ in range(setup.requests)]
+    with _server(setup) as port:
+        asyncio.run(_stream(port, prompts[0], 4))
+        began = time.perf_counter()
+        times = asyncio.run(_all(port, prompts, counts))
+        seconds = time.perf_counter() - began
+    firsts = sorted(one[1] - one[0] for one in times)
+    gaps = sorted(b - a for one in times for a, b in pairwise(one[1:]))
+    numbers = {
+        "seconds": seconds,
+        "output_tokens_per_s": sum(counts) / seconds,
+        "first_token_p50_s": _quantile(firsts, 0.5),
+        "first_token_p99_s": _quantile(firsts, 0.99),
+        "between_events_p50_s": _quantile(gaps, 0.5),
+        "between_events_p99_s": _quantile(gaps, 0.99),
+    }
+    described = (
+        f"{setup.requests} streams at once over HTTP, prompts of 32 to 512 token ids, outputs of"
+        " 16 to 256; server, engine and client on one machine"
+    )
+    return Outcome("http", described, {"engine": numbers}, {})
+
+
+async def _all(port: int, prompts: Sequence[list[int]], counts: Sequence[int]) -> list[list[float]]:
+    streams = [_stream(port, prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+    return await asyncio.gather(*streams)
+
+
+async def _stream(port: int, prompt: list[int], count: int) -> list[float]:
+    """When the request was sent, and when each event with text came. Plain sockets: a client
+    library would cost more than the server."""
+    body = json.dumps(
+        {
+            "model": "bench",
+            "prompt": prompt,
+            "max_tokens": count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    times = [time.perf_counter()]
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    writer.write(body)
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise RuntimeError(f"the server answered {(status + await reader.read(2000))!r}")
+    made = None
+    async for line in reader:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[len(b"data: ") :])
+        if "error" in event:
+            raise RuntimeError(f"a stream broke: {event['error']}")
+        if event["choices"]:
+            times.append(time.perf_counter())
+        if event.get("usage"):
+            made = event["usage"]["completion_tokens"]
+    writer.close()
+    if made != count:
+        raise RuntimeError(f"asked for {count} tokens, the server counted {made}")
+    return times
+
+
+@contextlib.contextmanager
+def _server(setup: Setup) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", MAIN, "serve", str(setup.model), "--port", str(port)]
+    command += ["--device", setup.device, "--dtype", setup.dtype, "--served-model-name", "bench"]
+    for name, value in setup.settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait(process, port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"the server was not ready after {START_S} s")
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return values[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
