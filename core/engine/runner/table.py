@@ -7,7 +7,9 @@ a block, T tokens of the step, N requests of the step.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Admission, Batch, Slice
@@ -78,39 +80,36 @@ class RequestTable:
             entries += range(part.blocks_from, part.blocks_from + len(part.blocks))
             blocks += part.blocks
         if rows:
-            where = self._tensor([rows, entries], torch.int64)
-            self.blocks_RB[where[0], where[1]] = self._tensor(blocks, torch.int32)
+            at = self._to_device(np.array([rows, entries]))
+            self.blocks_RB[at[0], at[1]] = self._to_device(np.array(blocks, dtype=np.int32))
 
     def inputs(self, step: Arranged) -> StepInputs:
         """The step's tensors, on the device. Nothing here waits for it."""
-        starts = torch.tensor([part.start for part in step.slices])
-        stops = torch.tensor([part.stop for part in step.slices])
-        query_start = torch.tensor(step.query_start)
+        starts = np.array([part.start for part in step.slices])
+        stops = np.array([part.stop for part in step.slices])
+        query_start = np.array(step.query_start)
         sizes = stops - starts
-        rows = torch.tensor(step.rows)
-        index = torch.arange(step.query_start[-1])
-        positions = index + (starts - query_start[:-1]).repeat_interleave(sizes)
-        token_rows = rows.repeat_interleave(sizes)
+        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], sizes)
+        token_rows = np.repeat(np.array(step.rows), sizes)
         max_length = int(stops.max())
-        at = torch.stack([token_rows, positions]).to(self.device)
-        token_rows, positions = at[0], at[1]
-        blocks = self.blocks_RB[token_rows, positions // self.block_size].long()
-        table = self.blocks_RB[rows.to(self.device), : -(-max_length // self.block_size)]
+        rows_T, positions_T = self._to_device(np.stack([token_rows, positions]))
+        blocks_T = self.blocks_RB[rows_T, positions_T // self.block_size].long()
+        table = self.blocks_RB[self._to_device(np.array(step.rows))]
         metadata = StepMetadata(
-            query_start=query_start.to(self.device, torch.int32),
-            lengths=stops.to(self.device, torch.int32),
-            block_table=table,
-            slots=blocks * self.block_size + positions % self.block_size,
+            query_start=self._to_device(query_start.astype(np.int32)),
+            lengths=self._to_device(stops.astype(np.int32)),
+            block_table=table[:, : -(-max_length // self.block_size)],
+            slots=blocks_T * self.block_size + positions_T % self.block_size,
             max_query=int(sizes.max()),
             max_length=max_length,
             num_decodes=int((sizes == 1).sum()),
         )
-        return StepInputs(self.tokens_RL[token_rows, positions].long(), positions, metadata)
+        return StepInputs(self.tokens_RL[rows_T, positions_T].long(), positions_T, metadata)
 
     def append(self, rows: Sequence[int], positions: Sequence[int], tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
-        where = self._tensor([rows, positions], torch.int64)
-        self.tokens_RL[where[0], where[1]] = tokens_M.to(torch.int32)
+        at = self._to_device(np.array([rows, positions]))
+        self.tokens_RL[at[0], at[1]] = tokens_M.to(torch.int32)
 
-    def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self.device)
+    def _to_device(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
