@@ -1,0 +1,80 @@
+"""Log-probabilities of the model's own, unmodified distribution.
+
+Shape legend: M rows, V vocabulary, K most likely tokens, P positions of a prompt, C hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.batch import Logprobs
+
+#: Positions of a prompt whose logits exist at once: 64 [V] of float32.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsTensors:
+    """On the device. The K most likely tokens, whether or not the chosen one is among them."""
+
+    tokens_M: Tensor  # int64
+    logprobs_M: Tensor  # float32
+    ranks_M: Tensor  # int64; 1: the most likely
+    top_ids_MK: Tensor  # int64, most likely first
+    top_logprobs_MK: Tensor  # float32
+
+    def to_host(self, counts: Sequence[int]) -> list[Logprobs]:
+        """One a row, with the row's own count of most likely tokens. Waits for the device."""
+        columns = zip(
+            self.tokens_M.tolist(),
+            self.logprobs_M.tolist(),
+            self.ranks_M.tolist(),
+            self.top_ids_MK.tolist(),
+            self.top_logprobs_MK.tolist(),
+            counts,
+            strict=True,
+        )
+        return [
+            Logprobs(token, logprob, rank, tuple(zip(ids[:count], top[:count], strict=True)))
+            for token, logprob, rank, ids, top, count in columns
+        ]
+
+
+def gather_logprobs(logits_MV: Tensor, tokens_M: Tensor, count: int) -> LogprobsTensors:
+    """Of `tokens_M` int64, and of the `count` (0 to V) most likely, under float32 logits.
+
+    Tokens of equal logits share the better rank. The logprob of a token that the model rules out
+    (logit -inf) is -inf.
+    """
+    # Relative to the highest logit first: a total near it would round its logprob away.
+    highest_M1 = logits_MV.amax(-1, keepdim=True)
+    total_M1 = (logits_MV - highest_M1).exp_().sum(-1, keepdim=True).log_()
+    logit_M1 = logits_MV.gather(1, tokens_M.unsqueeze(1))
+    ranks_M = (logits_MV > logit_M1).sum(-1) + 1
+    top_MK, ids_MK = logits_MV.topk(count, dim=-1)
+    return LogprobsTensors(
+        tokens_M=tokens_M,
+        logprobs_M=(logit_M1 - highest_M1 - total_M1).squeeze(1),
+        ranks_M=ranks_M,
+        top_ids_MK=ids_MK,
+        top_logprobs_MK=top_MK - highest_M1 - total_M1,
+    )
+
+
+def prompt_logprobs(
+    logits: Callable[[Tensor], Tensor], hidden_PC: Tensor, following: Sequence[int], count: int
+) -> list[Logprobs]:
+    """Of each prompt token, given those before it. Waits for the device.
+
+    `logits` turns hidden states [m, C] into float32 logits [m, V]; `following[p]` is the token
+    after position p, and `count` says how many of the most likely tokens to tell.
+    """
+    tokens_P = torch.tensor(following, dtype=torch.int64).to(hidden_PC.device, non_blocking=True)
+    parts = []
+    for start in range(0, len(following), _CHUNK):
+        logits_MV = logits(hidden_PC[start : start + _CHUNK])
+        most = min(count, logits_MV.shape[1])
+        parts.append(gather_logprobs(logits_MV, tokens_P[start : start + _CHUNK], most))
+    return [found for part in parts for found in part.to_host([count] * len(part.tokens_M))]
