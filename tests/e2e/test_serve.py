@@ -80,7 +80,8 @@ async def test_the_streamed_text_is_the_published_one(story_server, stories, exp
 
 
 async def test_200_concurrent_streams_end_correctly_and_leave_nothing_behind(embedded_server):
-    asked = list(questions(200, seed=11, split="held_out"))
+    known = ("capital", "chat", "colour", "multiply", "reverse", "unit")
+    asked = list(questions(200, seed=11, split="held_out", kinds=known))
     async with client(embedded_server) as openai_client:
 
         async def reply(question):
@@ -102,7 +103,7 @@ async def test_200_concurrent_streams_end_correctly_and_leave_nothing_behind(emb
         replies = await asyncio.gather(*map(reply, asked))
     assert all(len(finishes) == 1 for _, finishes in replies)
     right = sum(is_right(one, text) for one, (text, _) in zip(asked, replies, strict=True))
-    assert right >= 0.9 * len(asked)
+    assert right >= 0.95 * len(asked)
     assert embedded_server.settles("vllm:num_requests_running")
     assert embedded_server.settles("vllm:kv_cache_usage_perc")
     assert embedded_server.metric("vllm:generation_tokens_total") > 200
