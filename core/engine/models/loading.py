@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import PretrainedConfig
 
 from engine.errors import ModelError
 from engine.layers import Rotary, Site
-from engine.models import fallback
 from engine.models.architecture import Architecture, Declaration, expressible, resolve
 from engine.models.checkpoint import Checkpoint
 from engine.models.configuration import complete_configuration
@@ -25,6 +24,9 @@ from engine.models.weights import DecoderWeights
 from engine.platform.attention import AttentionSpec
 from engine.platform.comm import Communicator
 from engine.platform.ops import OpTable
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Model:
@@ -43,13 +45,15 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
             f"{architecture} runs through transformers' code, which is not divided over devices; "
             f"give it one device instead of {communicator.size}"
         )
+    from engine.models import fallback  # brings all of transformers' modelling: seconds
+
     return fallback.load(request)
 
 
 def _decoder(
     request: LoadRequest,
     declaration: Declaration,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     checkpoint: Checkpoint,
     site: Site,
 ) -> Decoder:
