@@ -73,6 +73,7 @@ def assemble(settings: Mapping[str, Any], plugins: PluginManager | None = None) 
         prefix_caching=config.prefix_caching and capabilities.prefix_reuse,
         ledger=runner.report(),
     )
+    log.info("%s as %s on %s\n%s", model.name, chosen.dtype, platform.device, facts.ledger)
     return Engine(_loop(config, runner, facts, capabilities), facts, platform)
 
 

@@ -2,33 +2,42 @@
 
 import random
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from byte_tokenizer import write_byte_tokenizer
 from hostile import hostile
-from serving import Serving, counting_server
+from serving import Serving, counting_server, serving
 
 NUM_REQUESTS = 1000
 NUM_CLIENTS = 4
 
 
-def test_a_server_survives_a_thousand_hostile_requests(tmp_path: Path) -> None:
-    with counting_server(write_byte_tokenizer(tmp_path)) as server:
-        with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-            statuses = set().union(
-                *pool.map(lambda seed: _attack(server, seed), range(NUM_CLIENTS))
-            )
-        assert {200, 400} <= statuses <= {200, 400, 404}
-        assert server.http.get("/health").status_code == 200
-        assert server.settles("vllm:num_requests_running")
-        assert server.settles("vllm:num_requests_waiting")
-        assert server.settles("vllm:kv_cache_usage_perc")
-        answer = server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 3})
-        assert answer.json()["choices"][0]["text"] == "bcd"
-        assert "Traceback" not in server.output
+@pytest.fixture(params=["counting", "embedded"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+    counting = request.param == "counting"
+    made = counting_server(write_byte_tokenizer(tmp_path)) if counting else serving("--device=cpu")
+    with made as server:
+        yield server
+
+
+def test_a_server_survives_a_thousand_hostile_requests(server: Serving) -> None:
+    ask = {"prompt": "a", "max_tokens": 3, "temperature": 0}
+    before = server.http.post("/v1/completions", json=ask).json()
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        statuses = set().union(*pool.map(lambda seed: _attack(server, seed), range(NUM_CLIENTS)))
+    assert {200, 400} <= statuses <= {200, 400, 404}
+    assert server.http.get("/health").status_code == 200
+    assert server.settles("vllm:num_requests_running")
+    assert server.settles("vllm:num_requests_waiting")
+    assert server.settles("vllm:kv_cache_usage_perc")
+    after = server.http.post("/v1/completions", json=ask).json()
+    assert after["choices"] == before["choices"]
+    assert "Traceback" not in server.output
 
 
 def _attack(server: Serving, seed: int) -> set[int]:
