@@ -79,6 +79,36 @@ async def test_the_streamed_text_is_the_published_one(story_server, stories, exp
         assert chunks[-1].usage.completion_tokens == len(case["output_ids"])
 
 
+async def test_the_published_texts_when_chunked_preempted_and_found_in_the_cache(stories, expected):
+    """Three requests of some 257 tokens, in steps of 7 tokens and a cache of 480. Then again, each
+    continuing the first half of its text."""
+    small = ("--max-batch-tokens", "7", "--num-blocks", "30", "--max-model-len", "400")
+    with serving(str(stories), "--device", "cpu", "--dtype", "float32", *small) as server:
+        async with client(server) as openai_client:
+
+            async def continued(case, known):
+                answer = await openai_client.completions.create(
+                    model=str(stories),
+                    prompt=case["prompt_ids"] + case["output_ids"][:known],
+                    max_tokens=len(case["output_ids"]) - known,
+                    temperature=0,
+                    extra_body={"ignore_eos": True, "return_token_ids": True},
+                )
+                return answer.choices[0]
+
+            cases = list(expected["cases"].values())
+            whole = await asyncio.gather(*(continued(case, 0) for case in cases))
+            assert [
+                case["prompt"] + choice.text for case, choice in zip(cases, whole, strict=True)
+            ] == [case["hf_text"] for case in cases]
+            assert server.metric("vllm:num_preemptions_total") > 0
+            halves = await asyncio.gather(*(continued(case, 100) for case in cases))
+            for case, choice in zip(cases, halves, strict=True):
+                assert choice.token_ids == case["output_ids"][100:]
+            assert server.metric("vllm:prefix_cache_hits_total") > 0
+        assert server.settles("vllm:kv_cache_usage_perc")
+
+
 async def test_200_concurrent_streams_end_correctly_and_leave_nothing_behind(embedded_server):
     known = ("capital", "chat", "colour", "multiply", "reverse", "unit")
     asked = list(questions(200, seed=11, split="held_out", kinds=known))
