@@ -8,6 +8,7 @@ from engine.errors import RequestError
 from engine.facts import EngineFacts
 from engine.params import SamplingParams
 from engine.request import Submission
+from engine.sampling import check
 from engine.text.tokenizer import Tokenizer
 
 #: A token covers at most a few dozen bytes, so what is much longer need not be tokenized to be
@@ -40,7 +41,7 @@ def prepare(
         ids = _encode(prompt, facts, tokenizer, add_special_tokens)
     else:
         ids = tuple(prompt)
-    _check_ids("prompt", ids, facts)
+    _check_prompt(ids, facts)
     if not ids:
         raise RequestError("the prompt is empty: it needs at least one token", "prompt")
     _check_length(len(ids), params, facts)
@@ -69,17 +70,17 @@ def _encode(
     return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
-def _check_ids(parameter: str, ids: Sequence[int], facts: EngineFacts) -> None:
+def _check_prompt(ids: Sequence[int], facts: EngineFacts) -> None:
     for id in ids:
         if type(id) is not int:  # True is an int, too, and never meant as an id
-            raise RequestError(f"{parameter} must consist of integer token ids", parameter)
+            raise RequestError("the prompt must consist of integer token ids", "prompt")
     size = facts.model.vocab_size
     if ids and (min(ids) < 0 or max(ids) >= size):
         wrong = next(id for id in ids if not 0 <= id < size)
         shown = wrong if abs(wrong) < 2**63 else "one of more than 64 bits"
         raise RequestError(
-            f"{parameter} has token id {shown}, but the vocabulary's are from 0 to {size - 1}",
-            parameter,
+            f"the prompt has token id {shown}, but the vocabulary's are from 0 to {size - 1}",
+            "prompt",
         )
 
 
@@ -104,11 +105,7 @@ def _complete(
     params: SamplingParams, facts: EngineFacts, tokenizer: Tokenizer | None
 ) -> SamplingParams:
     """The parameters with bad words as tokens; every id in them checked."""
-    _check_ids("allowed_token_ids", params.allowed_token_ids or (), facts)
-    _check_ids("stop_token_ids", params.stop_token_ids, facts)
-    _check_ids("logit_bias", tuple(params.logit_bias), facts)
-    for sequence in params.bad_token_ids:
-        _check_ids("bad_token_ids", sequence, facts)
+    check(params, facts.model.vocab_size)
     if params.stop and tokenizer is None:
         raise RequestError(
             f"model {facts.model.name} has no tokenizer: use stop_token_ids in place of stop",
