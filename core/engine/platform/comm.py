@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 class Communicator(ABC):
     """Every call is collective: all ranks of the group make it, in the same order.
 
-    Results are returned; an implementation may work in place and return its argument.
+    Ranks are numbered from 0 within the group, in the order in which `Platform.communicator` was
+    given them. Results are returned; an implementation may work in place and return its argument.
     """
 
     rank: int
