@@ -203,11 +203,10 @@ class ModelRunner(Runner):
         if memory.kind == "statistics":
             return int(memory.snapshot().total * STATISTICS_SHARE)
         most, peak = self.config.max_batch_tokens, 0
-        long = [self.max_model_len] * (most // self.max_model_len)
-        rest = most - sum(long)
-        many = min(self.config.max_requests, most)
-        for sizes in ([*long, rest] if rest else long, [most // many] * many):
-            batch = _dummy_batch(sizes[: self.config.max_requests], self.block_size)
+        if not self.platform.capabilities.chunked_prefill:
+            most = max(most, self.max_model_len)  # as the scheduler does: prompts come whole
+        for sizes in largest_steps(most, self.config.max_requests, self.max_model_len):
+            batch = _dummy_batch(sizes, self.block_size)
             self._allocate(sum(len(part.blocks) for part in batch.slices))
             self.platform.synchronize()
             before = memory.snapshot().used
@@ -230,6 +229,14 @@ class ModelRunner(Runner):
         inputs = self._table.inputs(step)
         self.reset()
         return inputs
+
+
+def largest_steps(max_tokens: int, max_requests: int, max_model_len: int) -> list[list[int]]:
+    """Prompt lengths of the two steps that need most: few long prompts, and many short ones."""
+    whole, rest = divmod(max_tokens, max_model_len)
+    few = [max_model_len] * whole + [rest] * (rest > 0)
+    count = min(max_requests, max_tokens)
+    return [few[:max_requests], [min(max_tokens // count, max_model_len)] * count]
 
 
 def _dummy_batch(sizes: Sequence[int], block_size: int) -> Batch:
