@@ -9,6 +9,7 @@ SERVE ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
+KERNELS = $(shell find platforms/cpu/kernels -type f -not -path "*/tests/*" -not -name "*.pyc")
 
 .PHONY: help serve test clean
 
@@ -30,10 +31,12 @@ $(VENV)/bin/python:
 	@scripts/require-python $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(INPUTS) | $(VENV)/bin/python
+$(VENV)/.installed: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[cpu]'
+	scripts/install-kernels $(VENV)
 	touch $@
 
-$(VENV)/.installed-for-tests: $(INPUTS) | $(VENV)/bin/python
+$(VENV)/.installed-for-tests: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[cpu,dev]'
+	scripts/install-kernels $(VENV)
 	touch $(VENV)/.installed $@
