@@ -4,7 +4,7 @@ A layer is handed the weights of its own rank (`engine.models.weights` reads jus
 its operations when it is built. With one rank the communicator's calls are the identity.
 """
 
-from engine.layers.embedding import Embedding
+from engine.layers.embedding import Embedding, TiedEmbedding
 from engine.layers.linear import ColumnParallelLinear, RowParallelLinear
 from engine.layers.mixture import Mixture
 from engine.layers.norm import RMSNorm
@@ -19,4 +19,5 @@ __all__ = [
     "Rotary",
     "RowParallelLinear",
     "Site",
+    "TiedEmbedding",
 ]

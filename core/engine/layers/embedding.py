@@ -1,4 +1,4 @@
-"""Token embedding, its rows split over the ranks."""
+"""Token embedding, its rows split over the ranks, or tied to the output layer."""
 
 from torch import Tensor
 
@@ -31,3 +31,27 @@ class Embedding:
     def _rows(self, ids: Tensor) -> Tensor:
         rows: Tensor = self._look_up(ids, self._weight)
         return rows
+
+
+class TiedEmbedding:
+    """One matrix that every rank has whole: it looks tokens up, and gives the logits of the output.
+
+    Args:
+        weight: [V, W].
+    """
+
+    def __init__(self, site: Site, weight: Tensor) -> None:
+        rows, width = weight.shape
+        factory = site.choose_factory("tied_embedding", rows=rows, width=width)
+        self._look_up, self._apply = factory(weight)
+        site.count(self._apply, weight)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """[T] int64 -> [T, W]."""
+        result: Tensor = self._look_up(ids)
+        return result
+
+    def output(self, x: Tensor) -> Tensor:
+        """[T, W] -> [T, V]."""
+        result: Tensor = self._apply(x)
+        return result

@@ -55,8 +55,10 @@ class RowParallelLinear:
 
 def _pack(site: Site, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     out_features, in_features = weight.shape
-    factory = site.choose(
+    factory = site.choose_factory(
         "linear", in_features=in_features, out_features=out_features, bias=bias is not None
     )
-    packed: Callable[[Tensor], Tensor] = factory(weight, bias)
-    return packed
+    packed = factory(weight, bias)
+    site.count(packed, weight)
+    apply: Callable[[Tensor], Tensor] = packed
+    return apply

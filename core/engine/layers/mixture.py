@@ -1,5 +1,7 @@
 """A mixture of experts: a router, and experts of which each token uses a few."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ class Mixture:
     """Every rank has a slice of each expert's inner width.
 
     Args:
-        router: [E, W], the same on every rank.
+        router: [E, W], the same on every rank; never quantized, for it is small and decides much.
         gate_up: [E, 2F of this rank, W].
         down: [E, W, F of this rank].
         active: experts a token.
@@ -21,10 +23,11 @@ class Mixture:
         self, site: Site, router: Tensor, gate_up: Tensor, down: Tensor, active: int
     ) -> None:
         experts, width, expert_width = down.shape
-        self._router = ColumnParallelLinear(site, router)
-        self._experts = site.choose(
+        self._router = ColumnParallelLinear(replace(site, quantization=None), router)
+        self._experts = site.choose_factory(
             "mixture_of_experts", experts=experts, width=width, expert_width=expert_width
         )(gate_up, down)
+        site.count(self._experts, gate_up, down)
         self._active = active
         self._communicator = site.communicator
 

@@ -14,14 +14,16 @@ class Rotary:
     """
 
     def __init__(self, site: Site, frequencies: Tensor, scale: float, head_dim: int) -> None:
-        self._rotate = site.choose("rotary", head_dim=head_dim, rotary_dim=2 * frequencies.shape[0])
+        facts = {"head_dim": head_dim, "rotary_dim": 2 * frequencies.shape[0]}
+        self._turn = site.choose("rotary_angles", **facts)
+        self._rotate = site.choose("rotary", **facts)
         self._frequencies = frequencies.to(site.device, torch.float32)
         self._scale = scale
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """[T] int64 -> cosine and sine, [T, R/2] float32."""
-        angles = positions.unsqueeze(-1).float() * self._frequencies
-        return angles.cos() * self._scale, angles.sin() * self._scale
+        result: tuple[Tensor, Tensor] = self._turn(positions, self._frequencies, self._scale)
+        return result
 
     def __call__(
         self, q_THD: Tensor, k_TKD: Tensor, angles: tuple[Tensor, Tensor]

@@ -7,6 +7,8 @@ width; H, K and F of this rank.
                └──── residual ──────┴──────────── residual ────────────┘
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from engine.layers import (
     Rotary,
     RowParallelLinear,
     Site,
+    TiedEmbedding,
 )
 from engine.models.architecture import Architecture
 from engine.models.model import Attend, Model
@@ -43,17 +46,14 @@ class Decoder(Model):
     ) -> None:
         model, site, vocab = weights.architecture, weights.site, weights.share.vocab
         split = len(vocab) < model.vocab_size
-        embedding = weights.embedding()
-        output = embedding if model.tied else weights.output()
-        self._embedding = Embedding(site, embedding, split_from=vocab.start if split else None)
+        self._embedding, self._output = _ends(weights, vocab.start if split else None)
         self._embedding_multiplier = model.embedding_multiplier
         self._rotary = rotary
         self._layers = layers
         self._specs = specs
         self._norm = RMSNorm(site, weights.final_norm(), model.norm_epsilon)
-        self._output = ColumnParallelLinear(site, output, gather=split)
         self._logits_divisor = model.logits_divisor
-        self.num_bytes = weights.checkpoint.num_bytes_read
+        self.num_bytes = weights.checkpoint.num_bytes_read - site.tally.num_bytes_saved
 
     def attention_specs(self) -> list[AttentionSpec]:
         return list(self._specs)
@@ -69,6 +69,24 @@ class Decoder(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return scaled(self._output(hidden).float(), 1 / self._logits_divisor)
+
+
+def _ends(
+    weights: DecoderWeights, split_from: int | None
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """What turns ids into the first hidden states, and what turns the last ones into logits."""
+    model, site = weights.architecture, weights.site
+    if model.tied and split_from is None:
+        tied = TiedEmbedding(site, weights.embedding())
+        return tied, tied.output
+    embedding = weights.embedding()
+    output = embedding if model.tied else weights.output()
+    if model.tied:
+        site.keep(embedding)
+    return (
+        Embedding(site, embedding, split_from=split_from),
+        ColumnParallelLinear(site, output, gather=split_from is not None),
+    )
 
 
 class DecoderLayer:

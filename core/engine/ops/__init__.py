@@ -5,7 +5,8 @@ registers better ones under the same names (`Platform.ops`). An operation is cho
 built, `table.choose(name, **facts)`, and called in every step from then on.
 
 T tokens, W width, H query heads, K key/value heads, D head dim, R rotated part of D, V vocabulary,
-I input features, O output features, E experts, A experts active a token, F width of one expert.
+I input features, O output features, E experts, A experts active a token, F width of one expert,
+M rows whose next token is chosen, N of them that draw it.
 Activations have the layer's dtype, also as results, if nothing else is said.
 
 ====================== ==================================================== ====================
@@ -14,6 +15,9 @@ name                   signature                                            comp
 rms_norm               (x[..., W], weight[W], eps) -> [..., W]              float32
 add_rms_norm           (x[T, W], residual[T, W], weight[W], eps)            sum in the dtype of x,
                        -> (normed[T, W], x + residual)                      norm in float32
+rotary_angles          (positions[T] int64, frequencies[R/2], scale)        float32, angles too
+                       -> (cos, sin) of position * frequency, times scale,
+                       [T, R/2] float32; frequencies are float32
 rotary                 (q[T, H, D], k[T, K, D], cos[T, R/2], sin[T, R/2])   float32; cos and sin
                        -> (q, k); the halves 0:R/2 and R/2:R of each head   are float32
                        are rotated against each other (GPT-NeoX), R:D stays
@@ -22,9 +26,21 @@ gelu_tanh_and_multiply (x[T, 2F]) -> gelu(x[:, :F], tanh) * x[:, F:]        dtyp
 embedding              (ids[T] int64, weight[V, W]) -> [T, W]               exact
 linear                 *factory*: (weight[O, I], bias[O] or None)           dtype of x, products
                        -> (x[..., I]) -> x @ weight.T + bias, [..., O]      summed in float32
+tied_embedding         *factory*: (weight[V, W]) -> (look_up, linear), as    as those
+                       embedding and linear with this weight, no bias
 mixture_of_experts     *factory*: (gate_up[E, 2F, W], down[E, W, F])        dtype of x; the sum
                        -> (x[T, W], share[T, A] float32, ids[T, A] int64)   over experts float32
                        -> sum of share * (silu(gate) * up) @ down.T, [T, W]
+argmax                 (scores[M, V] float32) -> (highest[M] float32,       exact
+                       the lowest id that has it[M] int64); a row with a
+                       NaN in it has highest NaN, and some id
+sample                 (scores[M, V] float32, highest[M] float32,           float32; sums of
+                       places[N], temperature[N], top_k[N], top_p[N],       weights as exact as
+                       min_p[N], uniforms[N, 2]) -> ids[N] int64, drawn     `ops.filters` and
+                       from the rows `places`, each at most once and        `ops.draw` have them
+                       ascending, as `ops.filters` and `ops.draw` say;
+                       all but scores and highest are numpy arrays on the
+                       host: int64 places and top_k (0: off), else float32
 ====================== ==================================================== ====================
 
 A *factory* is called once, when weights are loaded, and owns what it makes of them: it may keep the
@@ -34,14 +50,20 @@ Facts that `when` is asked with (more may come: take `**_`): every operation get
 ("float32", "bfloat16", "float16") and `device` (as torch spells it); beyond them
 
 * rms_norm and add_rms_norm: `width`
-* rotary: `head_dim`, `rotary_dim`
+* rotary_angles, rotary: `head_dim`, `rotary_dim`
 * silu_and_multiply, gelu_tanh_and_multiply: `width` (F)
 * embedding: `rows`, `width`
-* linear: `in_features`, `out_features`, `bias` (whether it has one)
-* mixture_of_experts: `experts`, `width`, `expert_width`
+* tied_embedding: `rows`, `width`, `quantization`
+* linear: `in_features`, `out_features`, `bias` (whether it has one), `quantization`
+* argmax, sample: `vocab_size`; their dtype is always float32
+* mixture_of_experts: `experts`, `width`, `expert_width`, `quantization`
+
+`quantization` is None, or one of `Capabilities.quantization` ("int8", "int4"): the factory rounds
+the weights to so many bits, and what it returns (of `tied_embedding`, the linear part) says in
+`num_bytes` how much memory it keeps. The reference has no such factory.
 """
 
-from engine.ops import reference
+from engine.ops import reference, sampling
 from engine.platform.ops import OpTable
 
 __all__ = ["fill"]
@@ -52,11 +74,19 @@ def fill(table: OpTable) -> None:
     for function in (
         reference.rms_norm,
         reference.add_rms_norm,
+        reference.rotary_angles,
         reference.rotary,
         reference.silu_and_multiply,
         reference.gelu_tanh_and_multiply,
         reference.embedding,
         reference.linear,
+        reference.tied_embedding,
         reference.mixture_of_experts,
+        sampling.argmax,
+        sampling.sample,
     ):
-        table.register(function.__name__, source="reference")(function)
+        table.register(function.__name__, source="reference", when=_serves)(function)
+
+
+def _serves(*, quantization: str | None = None, **_: object) -> bool:
+    return quantization is None

@@ -19,6 +19,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(total, weight, eps), total
 
 
+def rotary_angles(positions: Tensor, frequencies: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    angles = positions.unsqueeze(-1).float() * frequencies
+    return angles.cos() * scale, angles.sin() * scale
+
+
 def rotary(q_THD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary position embedding (Su et al., 2021), halves rotated as in GPT-NeoX."""
     return _rotate(q_THD, cos, sin), _rotate(k_TKD, cos, sin)
@@ -51,6 +56,11 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         return functional.linear(x, weight, bias)
 
     return apply
+
+
+def tied_embedding(weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """One matrix for the look-up of ids and for the logits (Press and Wolf, 2017)."""
+    return lambda ids: embedding(ids, weight), linear(weight, None)
 
 
 def mixture_of_experts(

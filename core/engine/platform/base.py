@@ -16,7 +16,7 @@ from engine.platform.runner import Runner
 #: The contract's version. The first number rises when something is removed, changed or made
 #: required; the second when something optional is added. Each rise has an entry in CHANGELOG.md
 #: beside this file. A plugin states, as a literal, the version it was written against.
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)

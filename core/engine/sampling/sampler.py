@@ -1,8 +1,10 @@
 """Chooses the next token of every request of a step, on the device.
 
-    logits ── process ──→ scores ─┬─ highest ───────────────→ greedy rows
-             (processors)         └─ weigh ──→ draw ────────→ random rows
-                                    (filters) (two numbers of (seed, position) a row)
+    logits ── process ──→ scores ─┬─ argmax ───→ greedy rows
+             (processors)         └─ sample ───→ random rows
+                                     (two numbers of (seed, position) a row)
+
+`argmax` and `sample` come from the table of operations: a platform may have better ones.
 
 What a request gets depends on its own parameters, seed, tokens and logits alone: not on the other
 rows of the step, its row number, or on a restart. Nothing here waits for the device but `to_host`.
@@ -11,7 +13,6 @@ Shape legend: M rows of the step, V vocabulary, R rows of the token table, L its
 rows.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from engine.batch import Admission, Logprobs
-from engine.sampling.draw import draw
-from engine.sampling.filters import weigh
+from engine.ops import fill
+from engine.ops.filters import weigh
+from engine.platform.ops import OpTable
 from engine.sampling.logprobs import LogprobsTensors, gather_logprobs
 from engine.sampling.processors import process
 from engine.sampling.rng import uniforms
-from engine.sampling.state import Feature, Indices, Step, Table
+from engine.sampling.state import Feature, Numbers, Step, Table
 
 
 class Choice(NamedTuple):
@@ -59,10 +61,21 @@ class Sampled:
 
 
 class Sampler:
-    """Keeps the parameters of admitted requests by row; nothing else outlives a step."""
+    """Keeps the parameters of admitted requests by row; nothing else outlives a step.
 
-    def __init__(self, vocab_size: int, max_requests: int, device: str) -> None:
+    `ops`: without it, the core's reference operations.
+    """
+
+    def __init__(
+        self, vocab_size: int, max_requests: int, device: str, ops: OpTable | None = None
+    ) -> None:
         self._table = Table(vocab_size, max_requests, device)
+        if ops is None:
+            ops = OpTable()
+            fill(ops)
+        facts = {"dtype": "float32", "device": device, "vocab_size": vocab_size}
+        self._argmax = ops.choose("argmax", **facts)
+        self._sample = ops.choose("sample", **facts)
 
     def admit(self, row: int, admission: Admission) -> None:
         """Write one row, 0 to max_requests - 1. `check` has passed the parameters."""
@@ -72,7 +85,7 @@ class Sampler:
         self._table.release(row)
 
     def sample(
-        self, logits_MV: Tensor, rows: Sequence[int], history_RL: Tensor, lengths: Sequence[int]
+        self, logits_MV: Tensor, rows: Numbers, history_RL: Tensor, lengths: Numbers
     ) -> Sampled:
         """The token at position `lengths[i]` of the request in row `rows[i]`.
 
@@ -82,38 +95,31 @@ class Sampler:
         """
         step = self._table.step(rows, lengths)
         scores_MV = process(logits_MV, step, history_RL)
-        highest_M, tokens_M = scores_MV.max(dim=-1)
-        finite_M = highest_M.isfinite()
+        highest_M, tokens_M = self._argmax(scores_MV)
+        finite_M = highest_M.abs() < torch.inf  # neither is NaN
         if scores_MV is not logits_MV:
-            finite_M &= logits_MV.amax(-1).isfinite()  # a mask may hide what is not
+            finite_M &= self._argmax(logits_MV)[0].isfinite()  # a mask may hide what is not
         places = step.places(Feature.RANDOM)
         if places.size:
-            weights_NV = _weights(scores_MV, highest_M, step, places)
             numbers_N2 = uniforms(step.seeds(places), step.lengths_M[places])
-            drawn_N = draw(weights_NV, step.to_device(numbers_N2))
+            drawn_N = self._sample(scores_MV, highest_M, places, *step.filters(places), numbers_N2)
             tokens_M.index_copy_(0, step.to_device(places), drawn_N)
         return _with_logprobs(Sampled(tokens_M, finite_M), logits_MV, step)
 
     def distribution(
-        self, logits_MV: Tensor, rows: Sequence[int], history_RL: Tensor, lengths: Sequence[int]
+        self, logits_MV: Tensor, rows: Numbers, history_RL: Tensor, lengths: Numbers
     ) -> Tensor:
         """The probabilities that `sample` draws from: float32 [M, V]; 1 at a greedy row's token."""
         step = self._table.step(rows, lengths)
         scores_MV = process(logits_MV, step, history_RL)
-        highest_M, tokens_M = scores_MV.max(dim=-1)
+        highest_M, tokens_M = self._argmax(scores_MV)
         found_MV = torch.zeros_like(scores_MV).scatter_(1, tokens_M.unsqueeze(1), 1.0)
         places = step.places(Feature.RANDOM)
         if places.size:
-            weights_NV = _weights(scores_MV, highest_M, step, places)
-            found_MV[step.to_device(places)] = weights_NV / weights_NV.sum(-1, keepdim=True)
+            at_N = step.to_device(places)
+            weights_NV = weigh(scores_MV[at_N], highest_M[at_N], step.filters(places))
+            found_MV[at_N] = weights_NV / weights_NV.sum(-1, keepdim=True)
         return found_MV
-
-
-def _weights(scores_MV: Tensor, highest_M: Tensor, step: Step, places: Indices) -> Tensor:
-    if len(places) == len(scores_MV):
-        return weigh(scores_MV, highest_M, step, places)
-    at_N = step.to_device(places)
-    return weigh(scores_MV[at_N], highest_M[at_N], step, places)
 
 
 def _with_logprobs(sampled: Sampled, logits_MV: Tensor, step: Step) -> Sampled:

@@ -11,6 +11,7 @@ of Q tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag, auto
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Admission
+from engine.ops.filters import Filters
 from engine.params import SamplingParams
 
 Indices = NDArray[np.int64]
+Numbers: TypeAlias = Sequence[int] | Indices
 
 #: Divisors stay normal numbers of float32: a smaller temperature is as good as greedy.
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -97,8 +100,8 @@ class Table:
     def release(self, row: int) -> None:
         self._rows[row] = None
 
-    def step(self, rows: Sequence[int], lengths: Sequence[int]) -> "Step":
-        return Step(self, np.array(rows, dtype=np.int64), np.array(lengths, dtype=np.int64))
+    def step(self, rows: Numbers, lengths: Numbers) -> "Step":
+        return Step(self, np.asarray(rows, dtype=np.int64), np.asarray(lengths, dtype=np.int64))
 
     def row(self, row: int) -> Row:
         found = self._rows[row]
@@ -151,6 +154,11 @@ class Step:
 
     def top_k(self, places: Indices) -> Indices:
         return self._table._top_k_R[self.rows_M[places]]
+
+    def filters(self, places: Indices) -> Filters:
+        temperature_N, top_p_N, min_p_N = self.numbers(places, "temperature", "top_p", "min_p")
+        top_k_N = np.where(self.uses(Feature.TOP_K, places), self.top_k(places), 0)
+        return Filters(temperature_N, top_k_N, top_p_N, min_p_N)
 
     def seeds(self, places: Indices) -> NDArray[np.uint64]:
         return self._table._seeds_R[self.rows_M[places]]

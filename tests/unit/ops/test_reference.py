@@ -23,13 +23,17 @@ def seed():
 def test_every_operation_is_there_as_the_oracle_and_in_the_docstring(table):
     assert table.names == [
         "add_rms_norm",
+        "argmax",
         "embedding",
         "gelu_tanh_and_multiply",
         "linear",
         "mixture_of_experts",
         "rms_norm",
         "rotary",
+        "rotary_angles",
+        "sample",
         "silu_and_multiply",
+        "tied_embedding",
     ]
     for name in table.names:
         assert table.choose(name, dtype="float32", device="cpu") is table.reference(name)
@@ -67,6 +71,21 @@ def test_rotary_turns_pairs_like_complex_numbers_and_leaves_the_rest(table, rota
         turned = pairs * torch.polar(torch.ones(5, 1, half).double(), angles.unsqueeze(1).double())
         wanted = torch.cat((turned.real, turned.imag, x[..., rotated:].double()), dim=-1)
         torch.testing.assert_close(result.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_angles_are_positions_times_frequencies(table):
+    positions, frequencies = torch.tensor([0, 1, 1000]), torch.tensor([1.0, 0.01])
+    cos, sin = table.reference("rotary_angles")(positions, frequencies, 2.0)
+    angles = positions[:, None].double() * frequencies.double()
+    torch.testing.assert_close(cos.double(), 2 * angles.cos(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sin.double(), 2 * angles.sin(), atol=1e-4, rtol=0)
+
+
+def test_a_tied_embedding_looks_up_and_gives_logits_with_one_matrix(table):
+    weight, x = torch.randn(7, 4), torch.randn(3, 4)
+    look_up, linear = table.reference("tied_embedding")(weight)
+    assert torch.equal(look_up(torch.tensor([6, 0])), weight[[6, 0]])
+    torch.testing.assert_close(linear(x), x @ weight.T)
 
 
 def test_rotary_keeps_the_dtype_and_turns_in_float32(table):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling.filters import _GROUP
+from engine.ops.filters import _GROUP
 
 from .oracle import expected_probabilities
 from .rig import ask, distribution, tokens

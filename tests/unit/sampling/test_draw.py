@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling.draw import CHUNK, chunk_sums, draw
+from engine.ops.draw import CHUNK, chunk_sums, draw
 from engine.sampling.rng import uniforms
 
 from .rig import chi_square

@@ -198,6 +198,7 @@ def test_greedy_steps_without_features_are_one_reduction():
     assert operations.names[0] == "max"
     assert set(operations.names[1:]) <= {
         "isfinite",
+        "lt",
         "abs",
         "eq",
         "ne",

@@ -12,12 +12,14 @@ Shape legend: N rows, V vocabulary, A rows that use a filter, K the largest top-
 group, D values of a digit.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.sampling.draw import chunk_sums
-from engine.sampling.state import Feature, Indices, Step
+from engine.ops.draw import chunk_sums
 
 _UNITS = 2.0**40  # float32 weights from 2**-16 up are whole numbers of these
 _DIGIT_BITS = 10
@@ -28,34 +30,48 @@ _SHIFTS = (20, 10, 0)
 _GROUP = 16
 
 
-def weigh(scores_NV: Tensor, highest_N: Tensor, step: Step, places: Indices) -> Tensor:
+class Filters(NamedTuple):
+    """Of each row, on the host: what a row uses decides what is computed, without a wait."""
+
+    temperature_N: NDArray[np.float32]  # above 0
+    top_k_N: NDArray[np.int64]  # 0: off; at most V
+    top_p_N: NDArray[np.float32]  # 1: off
+    min_p_N: NDArray[np.float32]  # 0: off
+
+
+def weigh(scores_NV: Tensor, highest_N: Tensor, filters: Filters) -> Tensor:
     """Weights proportional to the probabilities: float32 [N, V] in [0, 1].
 
-    `scores_NV` are those at `places` of the step, `highest_N` their maxima. A row without a finite
-    maximum gets weights without meaning, and disturbs no other.
+    `highest_N` are the maxima of `scores_NV`. A row without a finite maximum gets weights without
+    meaning, and disturbs no other.
     """
-    numbers = step.to_device(step.numbers(places, "temperature", "top_p", "min_p"))
-    temperature_N1, top_p_N1, floor_N1 = numbers.unsqueeze(-1)
+    device = scores_NV.device
+    numbers = np.stack((filters.temperature_N, filters.top_p_N, filters.min_p_N))
+    temperature_N1, top_p_N1, floor_N1 = to_device(numbers, device).unsqueeze(-1)
     weights_NV = (scores_NV - highest_N.unsqueeze(1)).div_(temperature_N1).exp_()
-    with_k, with_p = step.uses(Feature.TOP_K, places), step.uses(Feature.TOP_P, places)
+    with_k, with_p = filters.top_k_N > 0, filters.top_p_N < 1
     if with_k.any():
-        at_A = step.to_device(np.flatnonzero(with_k))
-        ids_AK = _keep_top_k(weights_NV, scores_NV, at_A, step.top_k(places[with_k]), step)
+        at_A = to_device(np.flatnonzero(with_k), device)
+        ids_AK = _keep_top_k(weights_NV, scores_NV, at_A, filters.top_k_N[with_k])
     if with_p.any():
         target_N1 = _target(weights_NV, top_p_N1)
         if (both := with_k & with_p).any():
-            at_A = step.to_device(np.flatnonzero(both))
+            at_A = to_device(np.flatnonzero(both), device)
             candidates_AK = weights_NV[
-                at_A.unsqueeze(1), ids_AK[step.to_device(np.flatnonzero(with_p[with_k]))]
+                at_A.unsqueeze(1), ids_AK[to_device(np.flatnonzero(with_p[with_k]), device)]
             ]
             _lift(floor_N1, at_A, _nucleus_of_sorted(candidates_AK, target_N1[at_A]))
         alone = np.flatnonzero(with_p & ~with_k)
         for start in range(0, len(alone), _GROUP):
-            at_G = step.to_device(alone[start : start + _GROUP])
+            at_G = to_device(alone[start : start + _GROUP], device)
             _lift(floor_N1, at_G, _nucleus(weights_NV[at_G], target_N1[at_G]))
-    if with_p.any() or step.uses(Feature.MIN_P, places).any():
+    if with_p.any() or filters.min_p_N.any():
         weights_NV.masked_fill_(weights_NV < floor_N1, 0.0)
     return weights_NV
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _lift(floor_N1: Tensor, at_A: Tensor, other_A1: Tensor) -> None:
@@ -63,13 +79,13 @@ def _lift(floor_N1: Tensor, at_A: Tensor, other_A1: Tensor) -> None:
 
 
 def _keep_top_k(
-    weights_NV: Tensor, scores_NV: Tensor, at_A: Tensor, k_A: Indices, step: Step
+    weights_NV: Tensor, scores_NV: Tensor, at_A: Tensor, k_A: NDArray[np.int64]
 ) -> Tensor:
     """Zero the weights under each row's k-th score; return ids, most likely first: [A, K]."""
     scores_AV = scores_NV if len(k_A) == len(scores_NV) else scores_NV[at_A]
     highest_AK, ids_AK = scores_AV.topk(int(k_A.max()), dim=-1)
     cutoff_N1 = scores_NV.new_full((len(scores_NV), 1), -torch.inf)
-    cutoff_N1[at_A] = highest_AK.gather(1, step.to_device(k_A - 1).unsqueeze(1))
+    cutoff_N1[at_A] = highest_AK.gather(1, to_device(k_A - 1, scores_NV.device).unsqueeze(1))
     weights_NV.masked_fill_(scores_NV < cutoff_N1, 0.0)
     return ids_AK
 
