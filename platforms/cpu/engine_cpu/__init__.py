@@ -19,7 +19,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="cpu",
-            api=(1, 0),
+            api=(1, 1),
             probe=probe,
             create=create,
             priority=0,

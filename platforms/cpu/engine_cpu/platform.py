@@ -10,27 +10,32 @@ from engine.platform import (
     AttentionSpec,
     Capabilities,
     Communicator,
+    EagerRunner,
+    GraphRunner,
     MemoryProfiler,
     OpTable,
     Platform,
     SoloCommunicator,
 )
-from engine_cpu import ops
+from engine_cpu import native, ops, quantized
 from engine_cpu.attention import PagedAttention
 from engine_cpu.communicator import GlooCommunicator
 from engine_cpu.memory import HostMemory
 from engine_cpu.processor import Processor
 
-BLOCK_SIZES = (16, 32, 64, 128, 256, 8, 4, 2, 1)
+#: The native kernels need multiples of 32; the rest is for torch's.
+BLOCK_SIZES = (32, 64, 128, 256, 16, 8, 4, 2, 1)
 
 
-def capabilities(processor: Processor) -> Capabilities:
-    """Without hardware for it bfloat16 halves the memory, but float32 computes faster."""
-    best = ("bfloat16", "float32") if processor.native_bfloat16 else ("float32", "bfloat16")
-    dtypes = (*best, "float16")
+def capabilities(processor: Processor, *, with_native: bool) -> Capabilities:
+    """bfloat16 halves the memory that a token waits for. torch is slow in it where the processor
+    has no instructions for it; the native kernels widen it on the way."""
+    narrow = with_native or processor.native_bfloat16
+    dtypes = (*(("bfloat16", "float32") if narrow else ("float32", "bfloat16")), "float16")
     return Capabilities(
         dtypes=dtypes,
-        kv_dtypes=dtypes,
+        kv_dtypes=(*dtypes, "int8") if with_native else dtypes,
+        quantization=frozenset(quantized.BITS),
         block_sizes=BLOCK_SIZES,
         world_size=processor.cores,
         mixed_batches=True,
@@ -52,7 +57,8 @@ class CpuPlatform(Platform):
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         super().__init__(config, rank)
-        self.capabilities = capabilities(Processor())
+        self.without_native = native.available()
+        self.capabilities = capabilities(Processor(), with_native=self.without_native is None)
         self._memory = HostMemory()
         self._communicators: list[Communicator] = []
         self._groups_made: Counter[tuple[int, ...]] = Counter()
@@ -65,9 +71,25 @@ class CpuPlatform(Platform):
         return self._memory
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
-        if reason := PagedAttention.unsupported(spec):
-            raise UnsupportedError(f"paged attention of the CPU platform: {reason}")
-        return PagedAttention(spec, self.device)
+        reasons = {"native": self.without_native}
+        if self.without_native is None:
+            from engine_cpu.native.attention import NativeAttention
+
+            reasons["native"] = NativeAttention.unsupported(spec)
+            if reasons["native"] is None:
+                return NativeAttention(spec, self.device)
+        reasons["torch"] = PagedAttention.unsupported(spec)
+        if reasons["torch"] is None:
+            return PagedAttention(spec, self.device)
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UnsupportedError(f"paged attention of the CPU platform: {why}")
+
+    def graphs(self) -> GraphRunner:
+        if self.without_native is not None:
+            return EagerRunner()
+        from engine_cpu.native.tape import TapeRunner
+
+        return TapeRunner(self.config.max_batch_tokens)
 
     def communicator(self, ranks: tuple[int, ...]) -> Communicator:
         """
@@ -90,6 +112,13 @@ class CpuPlatform(Platform):
 
     def ops(self, table: OpTable) -> None:
         ops.register(table)
+        quantized.register(table)
+        if self.without_native is None:
+            from engine_cpu.native import linear, pointwise, sampling
+            from engine_cpu.native import quantized as native_quantized
+
+            for module in (linear, pointwise, sampling, native_quantized):
+                module.register(table)
 
     def close(self) -> None:
         while self._communicators:

@@ -11,7 +11,8 @@ import pytest
 import engine_cpu
 from engine.config import EngineConfig
 from engine.errors import UnsupportedError
-from engine.platform import AttentionSpec, SoloCommunicator
+from engine.platform import AttentionSpec, EagerRunner, OpTable, SoloCommunicator
+from engine_cpu import ops
 from engine_cpu.attention import PagedAttention
 from engine_cpu.platform import BLOCK_SIZES, CpuPlatform, capabilities
 from engine_cpu.processor import Processor
@@ -55,14 +56,21 @@ def cpuinfo(root: Path, flags: str) -> Processor:
     return Processor(root)
 
 
-def test_bfloat16_is_best_only_where_the_processor_multiplies_it(tmp_path: Path) -> None:
-    assert capabilities(cpuinfo(tmp_path, "avx512f")).dtypes[0] == "float32"
-    assert capabilities(cpuinfo(tmp_path, "avx512f amx_bf16")).dtypes[0] == "bfloat16"
-    assert set(capabilities(cpuinfo(tmp_path, "avx2")).dtypes) == {
-        "float32",
-        "bfloat16",
-        "float16",
-    }
+@pytest.mark.parametrize(
+    ("flags", "with_native", "best"),
+    [
+        ("avx512f", False, "float32"),
+        ("avx512f amx_bf16", False, "bfloat16"),
+        ("avx512f", True, "bfloat16"),  # widened on the way
+    ],
+)
+def test_bfloat16_is_best_where_it_is_not_slow(
+    tmp_path: Path, flags: str, with_native: bool, best: str
+) -> None:
+    found = capabilities(cpuinfo(tmp_path, flags), with_native=with_native)
+    assert found.dtypes[0] == best
+    assert set(found.dtypes) == {"float32", "bfloat16", "float16"}
+    assert ("int8" in found.kv_dtypes) == with_native
 
 
 def test_cores_are_shared_between_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +96,21 @@ def test_torch_takes_as_many_threads_as_the_environment_says() -> None:
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_every_block_size_it_declares_has_a_backend(platform: CpuPlatform, block_size: int) -> None:
     spec = AttentionSpec(**{**fields(SPEC), "block_size": block_size})
-    assert isinstance(platform.attention(spec), PagedAttention)
+    by_torch = platform.without_native is not None or block_size % 32 > 0
+    assert isinstance(platform.attention(spec), PagedAttention) == by_torch
+
+
+def test_without_the_native_kernels_it_computes_with_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENGINE_CPU_NATIVE", "0")
+    platform = CpuPlatform(EngineConfig())
+    assert platform.without_native == "ENGINE_CPU_NATIVE is 0"
+    assert isinstance(platform.attention(SPEC), PagedAttention)
+    assert isinstance(platform.graphs(), EagerRunner)
+    table = OpTable()
+    platform.ops(table)
+    assert table.choose("rms_norm", dtype="float32", device="cpu:0", width=8) is ops.rms_norm
 
 
 def test_attention_it_does_not_have_is_refused_with_the_reason(platform: CpuPlatform) -> None:

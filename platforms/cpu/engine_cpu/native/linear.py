@@ -1,0 +1,96 @@
+"""Linear layers over weights packed into panels.
+
+The packed weights replace the checkpoint's: for every number of tokens the same copy is used. A
+tied matrix serves the look-up of the input and the logits of the output.
+
+Shape legend: T tokens, I input features, O output features, V vocabulary, W width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from engine_cpu_kernels import library
+from torch import Tensor
+
+from engine.platform import OpTable
+from engine_cpu.native import DTYPES
+from engine_cpu.native.memory import NotRecordable, allocate, empty, recording
+
+SOURCE = "cpu-native"
+PRIORITY = 20
+
+_linear = library().ek_linear
+_look_up = library().ek_linear_look_up
+
+
+def register(table: OpTable) -> None:
+    """Add them to a table that the core has filled."""
+    for function in (linear, tied_embedding):
+        table.register(function.__name__, source=SOURCE, priority=PRIORITY, when=_serves)(function)
+
+
+def _serves(*, dtype: str, device: str, quantization: str | None = None, **_: object) -> bool:
+    names = {str(each).removeprefix("torch.") for each in DTYPES}
+    return device.startswith("cpu") and dtype in names and quantization is None
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> "PackedLinear":
+    return PackedLinear(weight, bias)
+
+
+def tied_embedding(weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    packed = PackedLinear(weight, None)
+    return packed.look_up, packed
+
+
+class PackedLinear:
+    """
+    Args:
+        weight: [O, I].
+        bias: [O], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if weight.stride(1) != 1:
+            weight = weight.contiguous()
+        self._out, self._in = weight.shape
+        self._dtype = weight.dtype
+        self._number = DTYPES[weight.dtype]
+        self._bias = None if bias is None else bias.to(torch.float32, copy=True).contiguous()
+        self._bias_address = None if self._bias is None else self._bias.data_ptr()
+        size = library().ek_linear_bytes(self._in, self._out, self._number)
+        self._panels = allocate(size)
+        self._address = self._panels.data_ptr()
+        library().ek_linear_pack(
+            weight.data_ptr(), weight.stride(0), self._address, self._in, self._out, self._number
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        if x.dim() != 2 or x.stride(1) != 1:
+            if recording():
+                raise NotRecordable("linear of rows that are not contiguous", len(x))
+            return self(x.reshape(-1, self._in)).view(*x.shape[:-1], self._out)
+        y = empty((len(x), self._out), self._dtype)
+        if _linear(
+            x.data_ptr(),
+            x.stride(0),
+            self._address,
+            self._bias_address,
+            y.data_ptr(),
+            self._out,
+            self._in,
+            self._out,
+            self._number,
+            self._number,
+            len(x),
+        ):
+            raise NotRecordable("linear", len(x))
+        return y
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """[T] int64 -> the weight's rows, [T, I]."""
+        y = empty((len(ids), self._in), self._dtype)
+        if _look_up(ids.data_ptr(), self._address, y.data_ptr(), self._in, self._number, len(ids)):
+            raise NotRecordable("look-up", len(ids))
+        return y
