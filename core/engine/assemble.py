@@ -60,6 +60,7 @@ def assemble(settings: Mapping[str, Any], plugins: PluginManager | None = None) 
         max_model_len=_choose_context(config, model),
     )
     _check_overlap(config, capabilities)
+    _check_quantization(config, capabilities)
     runner = platform.runner() or _model_runner(config, platform, model, chosen, plugins)
     num_blocks = runner.load()
     facts = EngineFacts(
@@ -67,13 +68,16 @@ def assemble(settings: Mapping[str, Any], plugins: PluginManager | None = None) 
         platform=spec.name,
         device=platform.device,
         dtype=chosen.dtype,
+        quantization=config.quantization,
         max_model_len=_fit_context(config, chosen, num_blocks),
         block_size=chosen.block_size,
         num_blocks=num_blocks,
         prefix_caching=config.prefix_caching and capabilities.prefix_reuse,
         ledger=runner.report(),
     )
-    log.info("%s as %s on %s\n%s", model.name, chosen.dtype, platform.device, facts.ledger)
+    weights = f" with {config.quantization} weights" if config.quantization else ""
+    kind = chosen.dtype + weights
+    log.info("%s as %s on %s\n%s", model.name, kind, platform.device, facts.ledger)
     return Engine(_loop(config, runner, facts, capabilities), facts, platform)
 
 
@@ -137,6 +141,7 @@ def _model_runner(
         config,
         platform,
         load,
+        ops=table,
         vocab_size=model.vocab_size,
         block_size=chosen.block_size,
         max_model_len=chosen.max_model_len,
@@ -199,6 +204,15 @@ def _fit_context(config: EngineConfig, chosen: _Chosen, num_blocks: int) -> int:
 def _check_overlap(config: EngineConfig, capabilities: Capabilities) -> None:
     if config.overlap and not capabilities.overlap:
         raise UnsupportedError("overlap was asked for, but this platform cannot overlap steps")
+
+
+def _check_quantization(config: EngineConfig, capabilities: Capabilities) -> None:
+    wanted, possible = config.quantization, sorted(capabilities.quantization)
+    if wanted is not None and wanted not in possible:
+        raise UnsupportedError(
+            f"quantization {wanted!r} is not supported by this platform; it has"
+            f" {', '.join(possible) or 'none'}; without the setting, weights are used as they are"
+        )
 
 
 def _require(name: str, value: str, possible: tuple[str, ...]) -> str:

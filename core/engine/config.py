@@ -8,6 +8,7 @@ from typing import Any
 from engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,7 @@ class EngineConfig:
     device: str = "auto"  # NAME, or NAME:INDEX,…
     dtype: str = "auto"  # of weights and activations
     kv_dtype: str = "auto"  # of the KV cache; auto: as dtype
+    quantization: str | None = None  # of linear layers' weights, when they are loaded
     block_size: int | None = None  # tokens a KV block
     max_model_len: int | None = None  # tokens of prompt and output
     max_batch_tokens: int = 2048  # tokens a step
@@ -41,6 +43,11 @@ class EngineConfig:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ConfigError(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, or left out, got"
+                f" {self.quantization!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def test_an_unknown_setting_is_refused_naming_who_set_it_and_what_exists(
         ("memory_fraction", 1.1),
         ("memory_fraction", float("nan")),
         ("dtype", "float8"),
+        ("quantization", "int2"),
     ],
 )
 def test_a_value_out_of_range_is_refused_naming_the_setting(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config import DTYPES, EngineConfig
+from engine.config import DTYPES, QUANTIZATIONS, EngineConfig
 from engine.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ ENGINE: Mapping[str, Words] = {
     "device": Words("platform, and which of its devices", metavar="NAME[:INDEX,…]"),
     "dtype": Words("dtype of weights and activations; auto: the device's best", choices=DTYPES),
     "kv_dtype": Words("dtype of the KV cache; auto: as --dtype", metavar="DTYPE"),
+    "quantization": Words(
+        "round the weights of linear layers to 8 or 4 bits while loading; unset: keep them",
+        choices=QUANTIZATIONS,
+    ),
     "block_size": Words("tokens in a KV block; unset: the device's choice", metavar="TOKENS"),
     "max_model_len": Words(
         "most tokens that prompt and output may have; unset: the model's", metavar="TOKENS"

@@ -12,6 +12,7 @@ class LoadRequest:
     facts: ModelFacts
     dtype: str
     kv_dtype: str
+    quantization: str | None
     block_size: int
     device: str
     max_model_len: int
