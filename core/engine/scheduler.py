@@ -165,7 +165,8 @@ class Scheduler:
 
     def _slice(self, step: _Step, request: Request, *, may_preempt: bool) -> bool:
         """Add the request's next slice to the step, if there is one and it fits."""
-        missing = len(request) - request.computed
+        length = len(request)
+        missing = length - request.computed
         count = min(missing, step.budget)
         uncut = count == missing or self.capabilities.chunked_prefill
         if count <= 0 or not uncut or not request.wants_more:
@@ -180,7 +181,7 @@ class Scheduler:
         if not may_preempt:
             step.admitted.append(self._introduce(request))
             blocks, blocks_from = tuple(request.blocks), 0
-        samples = stop == len(request)
+        samples = stop == length
         step.slices.append(Slice(request.key, request.computed, stop, samples, blocks, blocks_from))
         step.copies += reserved.copies
         step.budget -= count

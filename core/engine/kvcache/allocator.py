@@ -7,15 +7,14 @@ mean equal KV. (The chain of vLLM's automatic prefix caching; Kwon et al., 2023,
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from engine.kvcache.pool import BlockPool
 from engine.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """The block table from entry `blocks_from` on, and what must be copied before the step."""
 
     blocks: tuple[int, ...]
@@ -76,6 +75,8 @@ class Allocator:
         held = len(request.blocks)
         shared = [i for i in range(first, held) if self.pool.count(request.blocks[i]) > 1]
         fresh = max(0, self.num_blocks(stop) - held)
+        if not (fresh or shared or spare):  # most steps of most requests
+            return Reservation((), held, ())
         if fresh + len(shared) + spare > self.pool.num_free:
             return None
         copies = []
@@ -94,9 +95,11 @@ class Allocator:
         Called when a step is scheduled, too: a later slice of the same step may already read
         what an earlier one writes.
         """
+        if not self.caching:
+            return
         known = min(request.computed, len(request.prompt) + len(request.output))
         full = known // self.block_size
-        if not self.caching or full <= request.num_remembered:
+        if full <= request.num_remembered:
             return
         self._hash_full_blocks(request)
         for i in range(request.num_remembered, full):

@@ -1,28 +1,35 @@
 """Runs a model on a platform's parts: one runner for every device that torch can drive."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Admission, Batch, Logprobs, Slice, SliceOutput, StepOutput
+from engine.batch import Batch, Logprobs, SliceOutput, StepOutput
 from engine.config import EngineConfig
 from engine.models.model import Model
-from engine.params import SamplingParams
 from engine.platform import (
     AttentionBackend,
     AttentionSpec,
     KVCache,
+    OpTable,
     Pending,
     Platform,
     Runner,
     StepInputs,
 )
 from engine.runner.memory import STATISTICS_SHARE, Ledger, size_cache
+from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
 from engine.runner.table import Arranged, RequestTable
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.sampler import Sampled, Sampler
+
+#: Steps that take longer than this are not measured at their full size, but at this one.
+MEASURE_S = 0.5
+SAMPLE_TOKENS = 64
 
 
 @dataclass(slots=True)
@@ -61,6 +68,7 @@ class ModelRunner(Runner):
         platform: Platform,
         load_model: Callable[[], Model],
         *,
+        ops: OpTable,
         vocab_size: int,
         block_size: int,
         max_model_len: int,
@@ -71,7 +79,9 @@ class ModelRunner(Runner):
         self.block_size = block_size
         self.max_model_len = max_model_len
         self._load_model = load_model
+        self._ops = ops
         self._graphs = platform.graphs()
+        self._explained: set[int] = set()  # requests that asked for their prompt's logprobs
         self.ledger: Ledger | None = None
 
     @torch.inference_mode()
@@ -88,7 +98,9 @@ class ModelRunner(Runner):
         self._table = RequestTable(
             self.config.max_requests, self.max_model_len, self.block_size, self.platform.device
         )
-        self._sampler = Sampler(self.vocab_size, self.config.max_requests, self.platform.device)
+        self._sampler = Sampler(
+            self.vocab_size, self.config.max_requests, self.platform.device, self._ops
+        )
         activations = self._measure_step()
         memory.release_cached()
         blocks_a_request = -(-self.max_model_len // self.block_size)
@@ -110,10 +122,11 @@ class ModelRunner(Runner):
     @torch.inference_mode()
     def execute(self, batch: Batch) -> Pending:
         for key in batch.released:
-            if (row := self._table.release(key)) is not None:
-                self._sampler.release(row)
+            self._release(key)
         for admission in batch.admitted:
             self._sampler.admit(self._table.admit(admission), admission)
+            if admission.params.prompt_logprobs is not None:
+                self._explained.add(admission.key)
         if batch.copies:
             self._layers.copy(batch.copies)
         step = self._table.arrange(batch)
@@ -125,11 +138,12 @@ class ModelRunner(Runner):
 
     def reset(self) -> None:
         for key in list(self._table.admissions):
-            if (row := self._table.release(key)) is not None:
-                self._sampler.release(row)
+            self._release(key)
 
     def report(self) -> str:
-        return str(self.ledger) if self.ledger else ""
+        if self.ledger is None:
+            return ""
+        return f"{self.ledger}\n{_operations(self._ops)}"
 
     def close(self) -> None:
         self._graphs.close()
@@ -147,29 +161,36 @@ class ModelRunner(Runner):
 
     # A step
 
+    def _release(self, key: int) -> None:
+        self._explained.discard(key)
+        if (row := self._table.release(key)) is not None:
+            self._sampler.release(row)
+
     def _sample(self, step: Arranged, hidden_TC: Tensor) -> Sampled | None:
         """Sample after every slice that ends its request's tokens; remember what came."""
-        chosen = [i for i, part in enumerate(step.slices) if part.samples]
-        if not chosen:
+        chosen = np.flatnonzero([part.samples for part in step.slices])
+        if not chosen.size:
             return None
-        last = torch.tensor([step.query_start[i + 1] - 1 for i in chosen])
-        logits_MV = self.model.logits(hidden_TC[last.to(self.platform.device)])
-        rows = [step.rows[i] for i in chosen]
-        lengths = [step.slices[i].stop for i in chosen]
+        if chosen.size < len(hidden_TC):
+            hidden_TC = hidden_TC[self._table.to_device(step.query_start[chosen + 1] - 1)]
+        rows, lengths = step.rows_N[chosen], step.stops_N[chosen]
+        logits_MV = self.model.logits(hidden_TC)
         sampled = self._sampler.sample(logits_MV, rows, self._table.tokens_RL, lengths)
         self._table.append(rows, lengths, sampled.tokens)
         return sampled
 
     def _prompt_logprobs(self, step: Arranged, hidden_TC: Tensor) -> dict[int, list[Logprobs]]:
         """Of slices whose request asked for them, by their place in the step."""
-        found = {}
+        found: dict[int, list[Logprobs]] = {}
+        if not self._explained:
+            return found
         for i, part in enumerate(step.slices):
             admission = self._table.admissions[part.key]
             count = admission.params.prompt_logprobs
             stop = min(part.stop, admission.num_prompt - 1)
             if count is None or stop <= part.start:
                 continue
-            first = step.query_start[i]
+            first = int(step.query_start[i])
             rows = hidden_TC[first : first + stop - part.start]
             following = admission.tokens[part.start + 1 : stop + 1]
             found[i] = prompt_logprobs(self.model.logits, rows, following, count)
@@ -198,30 +219,48 @@ class ModelRunner(Runner):
     # Before the first request
 
     def _measure_step(self) -> int:
-        """Bytes that the largest steps need beside weights and cache."""
+        """Bytes that the largest steps need beside weights and cache.
+
+        Where a step of that size takes long, a small one is measured in its place, and multiplied:
+        each token of it sees as much context as the last tokens of the large one.
+        """
         memory = self.platform.memory()
         if memory.kind == "statistics":
             return int(memory.snapshot().total * STATISTICS_SHARE)
         most, peak = self.config.max_batch_tokens, 0
         if not self.platform.capabilities.chunked_prefill:
             most = max(most, self.max_model_len)  # as the scheduler does: prompts come whole
+        self._run_dummy([(0, 1)])  # what only the first step does is not counted
         for sizes in largest_steps(most, self.config.max_requests, self.max_model_len):
-            batch = _dummy_batch(sizes, self.block_size)
-            self._allocate(sum(len(part.blocks) for part in batch.slices))
-            self.platform.synchronize()
-            before = memory.snapshot().used
-            with memory.measure():
-                self.execute(batch).result()
-                self.platform.synchronize()
-                peak = max(peak, memory.snapshot().peak - before)
-            self.reset()
-        del self._layers
+            small = smaller_step(sizes, SAMPLE_TOKENS)
+            share = sum(sizes) / sum(stop - start for start, stop in small)
+            needed, took_s = self._run_dummy(small)
+            if share > 1 and took_s * share <= MEASURE_S:
+                needed, share = self._run_dummy([(0, size) for size in sizes])[0], 1.0
+            peak = max(peak, int(needed * share))
         return peak
+
+    def _run_dummy(self, parts: Sequence[tuple[int, int]]) -> tuple[int, float]:
+        """Bytes at the peak of a step that computes these start:stop of prompts, and seconds."""
+        memory = self.platform.memory()
+        memory.release_cached()
+        batch = dummy_batch(parts, self.block_size)
+        self._allocate(sum(len(part.blocks) for part in batch.slices))
+        self.platform.synchronize()
+        before = memory.snapshot().used
+        began = time.perf_counter()
+        with memory.measure():
+            self.execute(batch).result()
+            self.platform.synchronize()
+            took_s = time.perf_counter() - began
+            needed = memory.snapshot().peak - before
+        self.reset()
+        del self._layers
+        return max(0, needed), took_s
 
     def _warm_up_inputs(self, num_requests: int, num_tokens: int) -> StepInputs:
         """A step of equal prompts, as the device sees it. No request is alive yet."""
-        sizes = [num_tokens // num_requests] * num_requests
-        batch = _dummy_batch(sizes, self.block_size)
+        batch = dummy_batch([(0, num_tokens // num_requests)] * num_requests, self.block_size)
         for admission in batch.admitted:
             self._sampler.admit(self._table.admit(admission), admission)
         step = self._table.arrange(batch)
@@ -231,22 +270,9 @@ class ModelRunner(Runner):
         return inputs
 
 
-def largest_steps(max_tokens: int, max_requests: int, max_model_len: int) -> list[list[int]]:
-    """Prompt lengths of the two steps that need most: few long prompts, and many short ones."""
-    whole, rest = divmod(max_tokens, max_model_len)
-    few = [max_model_len] * whole + [rest] * (rest > 0)
-    count = min(max_requests, max_tokens)
-    return [few[:max_requests], [min(max_tokens // count, max_model_len)] * count]
-
-
-def _dummy_batch(sizes: Sequence[int], block_size: int) -> Batch:
-    """Prompts of these many tokens, each in blocks of its own, sampled with every filter."""
-    params = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
-    admitted, slices, taken = [], [], 0
-    for key, size in enumerate(sizes, start=1):
-        count = -(-size // block_size)
-        blocks = tuple(range(taken, taken + count))
-        taken += count
-        admitted.append(Admission(-key, (0,) * size, size, params, seed=key, stop_ids=()))
-        slices.append(Slice(-key, 0, size, True, blocks, 0))
-    return Batch(admitted=tuple(admitted), slices=tuple(slices))
+def _operations(ops: OpTable) -> str:
+    """Who brought the operations in use, and how often each was chosen."""
+    by_source: dict[str, list[str]] = {}
+    for (name, source), times in sorted(ops.chosen.items()):
+        by_source.setdefault(source, []).append(f"{name} {times}")
+    return "\n".join(f"operations from {one}: {', '.join(by_source[one])}" for one in by_source)

@@ -1,10 +1,13 @@
 """What the device remembers of the requests it works on: one row each, until released.
 
-Shape legend: R rows, L tokens of the longest context, B blocks of the longest context, S tokens
-a block, T tokens of the step, N requests of the step.
+Sampled tokens are known to the device before the host has seen them, so tokens live there. Where
+the KV lies is the host's decision, so block tables stay on the host, and a step's numbers travel
+together in two arrays.
+
+Shape legend: R rows, L places for the longest context's tokens, B blocks of the longest context,
+T tokens of the step, N requests of the step, W blocks of the step's longest request, M sampled.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,8 @@ from torch import Tensor
 from engine.batch import Admission, Batch, Slice
 from engine.platform import StepInputs, StepMetadata
 
+Indices = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class Arranged:
@@ -22,20 +27,22 @@ class Arranged:
 
     slices: tuple[Slice, ...]
     order: tuple[int, ...]  # slices[i] is batch.slices[order[i]]
-    rows: tuple[int, ...]
-    query_start: tuple[int, ...]  # [N+1]
+    rows_N: Indices
+    starts_N: Indices
+    stops_N: Indices
+    query_start: Indices  # [N+1]
 
 
 class RequestTable:
-    """Tokens live on the device, so a step may use one that the host has not seen yet."""
-
     def __init__(self, num_rows: int, max_length: int, block_size: int, device: str) -> None:
         self.block_size = block_size
         self.device = device
         # One column more: the last token of a full context is stored, though never computed.
         self.tokens_RL = torch.zeros(num_rows, max_length + 1, dtype=torch.int32, device=device)
+        self._all_tokens = self.tokens_RL.view(-1)
+        self._places_a_row = max_length + 1
         num_blocks = -(-max_length // block_size)
-        self.blocks_RB = torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=device)
+        self.blocks_RB = np.zeros((num_rows, num_blocks), dtype=np.int32)
         self.admissions: dict[int, Admission] = {}  # by key
         self._rows: dict[int, int] = {}  # key to row
         self._free = list(reversed(range(num_rows)))
@@ -61,55 +68,65 @@ class RequestTable:
         return row
 
     def arrange(self, batch: Batch) -> Arranged:
-        sizes = [part.stop - part.start for part in batch.slices]
-        order = sorted(range(len(sizes)), key=lambda i: sizes[i] > 1)
-        query_start = [0]
-        for i in order:
-            query_start.append(query_start[-1] + sizes[i])
+        order = sorted(range(len(batch.slices)), key=lambda i: _is_long(batch.slices[i]))
         slices = tuple(batch.slices[i] for i in order)
-        rows = tuple(self._rows[part.key] for part in slices)
-        return Arranged(slices, tuple(order), rows, tuple(query_start))
+        rows = [self._rows[part.key] for part in slices]
+        starts = [part.start for part in slices]
+        stops = [part.stop for part in slices]
+        rows_N, starts_N, stops_N = np.array([rows, starts, stops], dtype=np.int64)
+        query_start = np.zeros(len(slices) + 1, dtype=np.int64)
+        np.cumsum(stops_N - starts_N, out=query_start[1:])
+        return Arranged(slices, tuple(order), rows_N, starts_N, stops_N, query_start)
 
     def update_blocks(self, step: Arranged) -> None:
         """Write the block table entries that changed."""
-        rows: list[int] = []
-        entries: list[int] = []
-        blocks: list[int] = []
-        for part, row in zip(step.slices, step.rows, strict=True):
-            rows += [row] * len(part.blocks)
-            entries += range(part.blocks_from, part.blocks_from + len(part.blocks))
-            blocks += part.blocks
-        if rows:
-            at = self._to_device(np.array([rows, entries]))
-            self.blocks_RB[at[0], at[1]] = self._to_device(np.array(blocks, dtype=np.int32))
+        for part, row in zip(step.slices, step.rows_N, strict=True):
+            if part.blocks:
+                stop = part.blocks_from + len(part.blocks)
+                self.blocks_RB[row, part.blocks_from : stop] = part.blocks
 
     def inputs(self, step: Arranged) -> StepInputs:
         """The step's tensors, on the device. Nothing here waits for it."""
-        starts = np.array([part.start for part in step.slices])
-        stops = np.array([part.stop for part in step.slices])
-        query_start = np.array(step.query_start)
-        sizes = stops - starts
-        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], sizes)
-        token_rows = np.repeat(np.array(step.rows), sizes)
-        max_length = int(stops.max())
-        rows_T, positions_T = self._to_device(np.stack([token_rows, positions]))
-        blocks_T = self.blocks_RB[rows_T, positions_T // self.block_size].long()
-        table = self.blocks_RB[self._to_device(np.array(step.rows))]
-        metadata = StepMetadata(
-            query_start=self._to_device(query_start.astype(np.int32)),
-            lengths=self._to_device(stops.astype(np.int32)),
-            block_table=table[:, : -(-max_length // self.block_size)],
-            slots=blocks_T * self.block_size + positions_T % self.block_size,
-            max_query=int(sizes.max()),
-            max_length=max_length,
-            num_decodes=int((sizes == 1).sum()),
-        )
-        return StepInputs(self.tokens_RL[rows_T, positions_T].long(), positions_T, metadata)
+        sizes_N = step.stops_N - step.starts_N
+        rows_T, positions_T = step.rows_N, step.starts_N
+        if step.query_start[-1] > len(sizes_N):
+            rows_T = np.repeat(rows_T, sizes_N)
+            shift_N = positions_T - step.query_start[:-1]
+            positions_T = np.arange(step.query_start[-1]) + np.repeat(shift_N, sizes_N)
+        blocks_T, offsets_T = np.divmod(positions_T, self.block_size)
+        slots_T = self.blocks_RB[rows_T, blocks_T] * np.int64(self.block_size) + offsets_T
+        places_T = rows_T * self._places_a_row + positions_T
+        places, positions, slots = self.to_device(np.array([places_T, positions_T, slots_T]))
+        metadata = self._metadata(step, sizes_N, slots)
+        return StepInputs(self._all_tokens.index_select(0, places).long(), positions, metadata)
 
-    def append(self, rows: Sequence[int], positions: Sequence[int], tokens_M: Tensor) -> None:
+    def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
-        at = self._to_device(np.array([rows, positions]))
-        self.tokens_RL[at[0], at[1]] = tokens_M.to(torch.int32)
+        places = self.to_device(rows_M * self._places_a_row + positions_M)
+        self._all_tokens.index_copy_(0, places, tokens_M.to(torch.int32))
 
-    def _to_device(self, array: NDArray[np.generic]) -> Tensor:
+    def to_device(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _metadata(self, step: Arranged, sizes_N: Indices, slots: Tensor) -> StepMetadata:
+        max_length, count = int(step.stops_N.max()), len(sizes_N)
+        table_NW = self.blocks_RB[step.rows_N, : -(-max_length // self.block_size)]
+        size = table_NW.size
+        packed = np.empty(size + 2 * count + 1, dtype=np.int32)
+        packed[:size] = table_NW.ravel()
+        packed[size:-count] = step.query_start
+        packed[-count:] = step.stops_N
+        on_device = self.to_device(packed)
+        return StepMetadata(
+            query_start=on_device[size:-count],
+            lengths=on_device[-count:],
+            block_table=on_device[:size].view(table_NW.shape),
+            slots=slots,
+            max_query=int(sizes_N.max()),
+            max_length=max_length,
+            num_decodes=int(np.count_nonzero(sizes_N == 1)),
+        )
+
+
+def _is_long(part: Slice) -> bool:
+    return part.stop - part.start > 1

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
-from engine.runner.model_runner import largest_steps
+from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
 
 SIZES = st.integers(1, 5000)
 
@@ -18,6 +18,30 @@ def test_the_steps_that_are_measured_keep_every_limit(max_tokens, max_requests, 
 def test_the_steps_that_are_measured_are_as_full_as_the_limits_allow():
     assert largest_steps(2048, 4, 900) == [[900, 900, 248], [512] * 4]
     assert largest_steps(100, 1, 400) == [[100], [100]]
+
+
+@given(max_tokens=SIZES, max_requests=SIZES, max_model_len=SIZES, sample=st.integers(1, 100))
+def test_a_small_step_has_the_same_contexts_and_few_tokens(
+    max_tokens, max_requests, max_model_len, sample
+):
+    for sizes in largest_steps(max_tokens, max_requests, max_model_len):
+        small = smaller_step(sizes, sample)
+        assert all(0 <= start < stop for start, stop in small)
+        assert [stop for _, stop in small] == sizes[: len(small)]
+        assert sum(stop - start for start, stop in small) <= sample
+        assert len(small) == min(len(sizes), max(1, sample // sizes[0]))
+
+
+def test_a_small_step_is_the_end_of_a_long_prompt_or_some_of_many():
+    assert smaller_step([2048], 64) == [(1984, 2048)]
+    assert smaller_step([8] * 256, 64) == [(0, 8)] * 8
+    assert smaller_step([5], 64) == [(0, 5)]
+
+
+def test_a_dummy_batch_gives_each_prompt_blocks_of_its_own():
+    batch = dummy_batch([(16, 20), (0, 3)], block_size=8)
+    assert [part.blocks for part in batch.slices] == [(0, 1, 2), (3,)]
+    assert batch.num_tokens == 7
 
 
 def test_an_engine_for_one_short_request_starts_and_answers():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def test_inputs_of_a_mixed_step_put_single_tokens_first(table):
 
 def test_a_sampled_token_is_the_next_steps_input(table):
     row = admit(table, 1, [10, 11])
-    table.append([row], [2], torch.tensor([77]))
+    table.append(np.array([row]), np.array([2]), torch.tensor([77]))
     batch = Batch(slices=(Slice(1, 2, 3, True, (1,), 0),))
     step = table.arrange(batch)
     table.update_blocks(step)
@@ -55,7 +56,7 @@ def test_a_row_that_was_released_starts_clean(table):
 
 def test_the_last_token_of_a_full_context_has_a_place(table):
     row = admit(table, 1, range(12))
-    table.append([row], [12], torch.tensor([99]))
+    table.append(np.array([row]), np.array([12]), torch.tensor([99]))
     assert int(table.tokens_RL[row, 12]) == 99
 
 
