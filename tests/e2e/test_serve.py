@@ -82,7 +82,8 @@ async def test_the_streamed_text_is_the_published_one(story_server, stories, exp
 async def test_the_published_texts_when_chunked_preempted_and_found_in_the_cache(stories, expected):
     """Three requests of some 257 tokens, in steps of 7 tokens and a cache of 480. Then again, each
     continuing the first half of its text."""
-    small = ("--max-batch-tokens", "7", "--num-blocks", "30", "--max-model-len", "400")
+    small = ("--max-batch-tokens", "7", "--max-model-len", "400")
+    small += ("--num-blocks", "30", "--block-size", "16")
     with serving(str(stories), "--device", "cpu", "--dtype", "float32", *small) as server:
         async with client(server) as openai_client:
 

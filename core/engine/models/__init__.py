@@ -31,7 +31,7 @@ def load(
     communicator: "Communicator",
     show_progress: bool,
 ) -> "Model":
-    """Build the model and load this rank's share of its weights.
+    """Build the model and load this rank's share of its weights, quantized as `config` asks.
 
     Args:
         dtype: of weights and activations, "float32", "bfloat16" or "float16".
@@ -51,6 +51,7 @@ def load(
         facts=facts,
         dtype=dtype,
         kv_dtype=kv_dtype,
+        quantization=config.quantization,
         block_size=block_size,
         device=device,
         max_model_len=config.max_model_len or facts.max_model_len,

@@ -1,25 +1,49 @@
 """A model's configuration, complete with its architecture's defaults."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.errors import ModelError
 from engine.models.declarations import DECLARATIONS
+from engine.models.json_file import read_json
+from engine.models.stated import StatedConfiguration
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+class Configuration(Protocol):
+    """What is read of a configuration: transformers' own, or one that states everything itself."""
+
+    @property
+    def rope_parameters(self) -> Mapping[str, Any]:
+        """With "rope_type" and "rope_theta" at least."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 def complete_configuration(
     folder: Path, architecture: str, *, trust_remote_code: bool
-) -> "PretrainedConfig":
-    """The folder's config.json as transformers understands it. Imports torch.
-
-    transformers knows every spelling of older versions and every default, so that nothing past
-    this point needs to.
+) -> Configuration:
+    """The folder's config.json, with every default that it leaves out.
 
     Raises:
         ModelError: the architecture is unknown, or a value in config.json is impossible.
+    """
+    stated = StatedConfiguration.read(architecture, read_json(folder / "config.json"))
+    return stated or transformers_configuration(
+        folder, architecture, trust_remote_code=trust_remote_code
+    )
+
+
+def transformers_configuration(
+    folder: Path, architecture: str, *, trust_remote_code: bool
+) -> "PretrainedConfig":
+    """The folder's config.json as transformers understands it. Imports torch; raises as above.
+
+    transformers knows every spelling of older versions and every default, so that nothing past
+    this point needs to.
     """
     import transformers
     from huggingface_hub.errors import StrictDataclassError

@@ -1,6 +1,5 @@
 """What a model's folder says about it, read without torch as long as it says what is needed."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from engine.config import DTYPES, EngineConfig
 from engine.errors import ModelError
 from engine.facts import ModelFacts
 from engine.models import hub
-from engine.models.configuration import complete_configuration
+from engine.models.configuration import transformers_configuration
+from engine.models.json_file import read_json
 
 #: How configurations name the tokens a model may hold, best first.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -66,28 +66,13 @@ def find_folder(config: EngineConfig) -> Path:
     return folder.resolve()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ModelError: the file cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object, but holds a {type(value).__name__}")
-    return value
-
-
 def _required(text: Mapping[str, Any]) -> dict[str, Any]:
     lengths = [text[key] for key in _LENGTH_KEYS if text.get(key) is not None]
     return {"vocab_size": text.get("vocab_size"), "length": lengths[0] if lengths else None}
 
 
 def _with_defaults(folder: Path, architecture: str, trust_remote_code: bool) -> dict[str, Any]:
-    config = complete_configuration(folder, architecture, trust_remote_code=trust_remote_code)
+    config = transformers_configuration(folder, architecture, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     found: dict[str, Any] = text.to_dict()
     return found | {name: found.get(other) for name, other in text.attribute_map.items()}

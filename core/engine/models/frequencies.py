@@ -1,18 +1,14 @@
 """Rotary frequencies of a model, with their scaling to longer contexts."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from engine.models.architecture import Architecture
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from engine.models.configuration import Configuration
 
 
 def rotary_frequencies(
-    config: "PretrainedConfig", architecture: Architecture, max_model_len: int
+    config: Configuration, architecture: Architecture, max_model_len: int
 ) -> tuple[Tensor, float]:
     """Radians a position [R/2] float32, and the factor of cosine and sine.
 
@@ -21,10 +17,10 @@ def rotary_frequencies(
     decides anew for each call, so the two agree for sequences on the same side of the model's
     original length as `max_model_len`.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     kind = config.rope_parameters["rope_type"]
     if kind != "default":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # takes seconds
+
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](
             config, device=torch.device("cpu"), seq_len=max_model_len
         )

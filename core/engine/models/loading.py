@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -13,7 +12,7 @@ from engine.errors import ModelError
 from engine.layers import Rotary, Site
 from engine.models.architecture import Architecture, Declaration, expressible, resolve
 from engine.models.checkpoint import Checkpoint
-from engine.models.configuration import complete_configuration
+from engine.models.configuration import Configuration, complete_configuration
 from engine.models.declarations import DECLARATIONS
 from engine.models.decoder import Decoder, DecoderLayer
 from engine.models.frequencies import rotary_frequencies
@@ -25,9 +24,6 @@ from engine.platform.attention import AttentionSpec
 from engine.platform.comm import Communicator
 from engine.platform.ops import OpTable
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 
 def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Model:
     """See `engine.models.load`."""
@@ -38,8 +34,19 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
     checkpoint = Checkpoint(folder)
     declaration = DECLARATIONS.get(architecture)
     if declaration is not None and expressible(declaration, config.to_dict()):
-        site = Site(ops, communicator, getattr(torch, request.dtype), request.device)
+        site = Site(
+            ops,
+            communicator,
+            getattr(torch, request.dtype),
+            request.device,
+            request.quantization,
+        )
         return _decoder(request, declaration, config, checkpoint, site)
+    if request.quantization is not None:
+        raise ModelError(
+            f"{architecture} runs through transformers' code, whose weights are not quantized; "
+            f"load it without quantization={request.quantization!r}"
+        )
     if communicator.size > 1:
         raise ModelError(
             f"{architecture} runs through transformers' code, which is not divided over devices; "
@@ -53,7 +60,7 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
 def _decoder(
     request: LoadRequest,
     declaration: Declaration,
-    config: "PretrainedConfig",
+    config: Configuration,
     checkpoint: Checkpoint,
     site: Site,
 ) -> Decoder:

@@ -2,6 +2,8 @@
 
 load ─→ listen ─→ ready ─┬─ SIGTERM, SIGINT ─→ drain ─→ 0      (a second signal: at once)
                          └─ the engine died ─→ linger ─→ 1
+
+While the engine's process loads, this one imports what answers requests: that takes it a second.
 """
 
 import asyncio
@@ -12,18 +14,19 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
 from engine.client import AsyncEngine
 from engine.errors import ConfigError
-from engine.server.app import create_app
 from engine.server.options import ServerOptions
-from engine.server.protocol import BoundedHttpProtocol
-from engine.server.service import Service
 from engine.text import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.server.service import Service
 
 ENGINE_DIED: Final = 1
 INTERRUPTED: Final = 128  # and the number of the signal, as shells count
@@ -70,25 +73,35 @@ async def _serve(
     template = _read_template(options.chat_template)
     with _bound(options) as listener, _signals() as signals:
         starting = asyncio.create_task(AsyncEngine.start(settings, target=target))
+        importing = asyncio.create_task(asyncio.to_thread(_import_what_answers))
         stopped = asyncio.create_task(signals.get())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.gather(starting, importing, return_exceptions=True)
             return INTERRUPTED + stopped.result()
         stopped.cancel()
         engine = starting.result()
         try:
+            await importing
+            from engine.server.service import Service
+
             trusted = bool(settings.get("trust_remote_code", False))
             tokenizer = Tokenizer.find(engine.facts.model.path, trust_remote_code=trusted)
             service = Service(engine, tokenizer, options, template=template)
             return await _run(service, listener, signals, show)
         finally:
             await engine.close()
+            await asyncio.gather(importing, return_exceptions=True)
+
+
+def _import_what_answers() -> None:
+    import_module("engine.server.app")
+    Tokenizer.import_renderer()  # or else the first conversation would wait for it
 
 
 async def _run(
-    service: Service,
+    service: "Service",
     listener: socket.socket,
     signals: "asyncio.Queue[int]",
     show: Callable[[str], None],
@@ -111,7 +124,9 @@ async def _run(
         service.close()
 
 
-async def _until_the_end(service: Service, server: "_Server", signals: "asyncio.Queue[int]") -> int:
+async def _until_the_end(
+    service: "Service", server: "_Server", signals: "asyncio.Queue[int]"
+) -> int:
     signalled = asyncio.create_task(signals.get())
     died = asyncio.create_task(service.engine.wait_dead())
     try:
@@ -128,7 +143,7 @@ async def _until_the_end(service: Service, server: "_Server", signals: "asyncio.
         died.cancel()
 
 
-async def _drain(service: Service, server: "_Server", signals: "asyncio.Queue[int]") -> int:
+async def _drain(service: "Service", server: "_Server", signals: "asyncio.Queue[int]") -> int:
     """New requests get 503 from here on; running ones have their time."""
     log.info("shutting down: running requests may take %g s", service.options.shutdown_timeout_s)
     service.draining = True
@@ -153,7 +168,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(service: Service) -> uvicorn.Config:
+def _config(service: "Service") -> uvicorn.Config:
+    from engine.server.app import create_app
+    from engine.server.protocol import BoundedHttpProtocol
+
     options = service.options
     return uvicorn.Config(
         create_app(service),
@@ -246,7 +264,7 @@ def _read_template(path: str | None) -> str | None:
         raise ConfigError(f"cannot read the chat template {path}: {error}") from error
 
 
-def _ready_line(service: Service, listener: socket.socket) -> str:
+def _ready_line(service: "Service", listener: socket.socket) -> str:
     """The address, and something to try."""
     options, model = service.options, service.model_names[0]
     if options.uds:

@@ -1,16 +1,18 @@
 """A model's tokenizer and its chat template.
 
-`transformers` reads the files. Where the folder has a `tokenizer.json`, that happens without
-importing torch, so that a process which only handles text stays small.
+Where `tokenizer.json` says everything, the `tokenizers` library reads it; `transformers` reads the
+rest, and renders chat templates. A folder with a `tokenizer.json` is read without importing torch,
+so that a process which only handles text stays small.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError, RequestError
+from engine.text.plain import PlainTokenizer
 from engine.text.token_bytes import ByteTable, byte_ids, decoder_kinds
 
 if TYPE_CHECKING:
@@ -34,15 +36,21 @@ FILES = (
 class Tokenizer:
     """Text to token ids and back. Its methods may be called from several threads."""
 
-    def __init__(self, wrapped: "PreTrainedTokenizerBase") -> None:
-        self._wrapped = wrapped
-        self._fast = _fast(wrapped)
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        """Raises whatever the libraries do where a file is damaged; see `find`."""
+        self._folder = folder
+        self._trust_remote_code = trust_remote_code
+        known = PlainTokenizer.read(folder) or self._wrapped
+        self._fast = known.fast if isinstance(known, PlainTokenizer) else _fast(known)
         # Read once: on the wrapped tokenizer, these are searched for at every access.
-        self.vocab_size = len(wrapped)  # with added tokens; ids are below it
-        self.bos_token_id: int | None = wrapped.bos_token_id
-        self.eos_token_id: int | None = wrapped.eos_token_id
-        self.special_ids = _special_ids(wrapped, self._fast)
-        self.chat_template = _default_template(wrapped)
+        self.vocab_size = self._fast.get_vocab_size() if self._fast else len(self._wrapped)
+        self.bos_token_id: int | None = known.bos_token_id
+        self.eos_token_id: int | None = known.eos_token_id
+        self.special_ids = self._special_ids()
+        self.chat_template = _default_template(known.chat_template)
+        if self._fast:
+            self._fast.no_truncation()  # some files ask for them; a prompt is never cut in silence
+            self._fast.no_padding()
         self._letter = self.encode("a", add_special_tokens=False)[-1:]
         kinds = decoder_kinds(self._fast)
         self.bytes_of = ByteTable(self._fast) if self._fast and kinds == ["ByteLevel"] else None
@@ -74,9 +82,14 @@ class Tokenizer:
         if not any((Path(path) / name).is_file() for name in FILES):
             return None
         try:
-            return cls(_read(Path(path), trust_remote_code))
+            return cls(Path(path), trust_remote_code=trust_remote_code)
         except Exception as error:  # whatever the files made the library do
             raise ModelError(f"the tokenizer in {path} cannot be used: {error}") from error
+
+    @staticmethod
+    def import_renderer() -> None:
+        """Import what chat templates are rendered with, so that the first one need not wait."""
+        import transformers.tokenization_utils_tokenizers  # noqa: F401
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; `add_special_tokens`: with what the model expects around a prompt.
@@ -176,6 +189,16 @@ class Tokenizer:
         """The bytes that the token adds to a running text; a special one's name in UTF-8."""
         return self._token_bytes(id)
 
+    @cached_property
+    def _wrapped(self) -> "PreTrainedTokenizerBase":
+        return _read(self._folder, self._trust_remote_code)
+
+    def _special_ids(self) -> frozenset[int]:
+        if self._fast is None:
+            return frozenset(self._wrapped.all_special_ids)
+        added = self._fast.get_added_tokens_decoder()
+        return frozenset(id for id, token in added.items() if token.special)
+
     def _apply(
         self,
         messages: Sequence[Message],
@@ -249,20 +272,8 @@ def _fast(wrapped: "PreTrainedTokenizerBase") -> "tokenizers.Tokenizer | None":
 
     if not isinstance(wrapped, TokenizersBackend):
         return None
-    fast = wrapped.backend_tokenizer
-    fast.no_truncation()  # some files ask for them; a prompt is never cut in silence
-    fast.no_padding()
-    return fast
+    return wrapped.backend_tokenizer
 
 
-def _special_ids(
-    wrapped: "PreTrainedTokenizerBase", fast: "tokenizers.Tokenizer | None"
-) -> frozenset[int]:
-    if fast is None:
-        return frozenset(wrapped.all_special_ids)
-    return frozenset(id for id, token in fast.get_added_tokens_decoder().items() if token.special)
-
-
-def _default_template(wrapped: "PreTrainedTokenizerBase") -> str | None:
-    template: str | dict[str, str] | None = wrapped.chat_template
+def _default_template(template: str | dict[str, str] | None) -> str | None:
     return template.get("default") if isinstance(template, dict) else template  # several, by name
