@@ -28,25 +28,44 @@ def http(setup: Setup) -> Outcome:
     ]
     counts = [random_.randint(16, 256) for _ in range(setup.requests)]
     with _server(setup) as port:
-        asyncio.run(_stream(port, prompts[0], 4))
-        began = time.perf_counter()
-        times = asyncio.run(_all(port, prompts, counts))
-        seconds = time.perf_counter() - began
-    firsts = sorted(one[1] - one[0] for one in times)
-    gaps = sorted(b - a for one in times for a, b in pairwise(one[1:]))
+        seconds, times = stream(port, prompts, counts)
+    firsts, gaps = waits(times)
     numbers = {
         "seconds": seconds,
         "output_tokens_per_s": sum(counts) / seconds,
-        "first_token_p50_s": _quantile(firsts, 0.5),
-        "first_token_p99_s": _quantile(firsts, 0.99),
-        "between_events_p50_s": _quantile(gaps, 0.5),
-        "between_events_p99_s": _quantile(gaps, 0.99),
+        "first_token_p50_s": quantile(firsts, 0.5),
+        "first_token_p99_s": quantile(firsts, 0.99),
+        "between_events_p50_s": quantile(gaps, 0.5),
+        "between_events_p99_s": quantile(gaps, 0.99),
     }
     described = (
         f"{setup.requests} streams at once over HTTP, prompts of 32 to 512 token ids, outputs of"
         " 16 to 256; server, engine and client on one machine"
     )
     return Outcome("http", described, {"engine": numbers}, {})
+
+
+def stream(
+    port: int, prompts: Sequence[list[int]], counts: Sequence[int]
+) -> tuple[float, list[list[float]]]:
+    """All streams at once, against any server of the OpenAI API whose model is called "bench".
+
+    Returns:
+        The seconds it took, and of each stream when it was sent and when each event came.
+
+    Raises:
+        RuntimeError: a stream broke, or is not as long as asked for.
+    """
+    asyncio.run(_stream(port, prompts[0][:4], 4))  # what is lazy happens here
+    began = time.perf_counter()
+    times = asyncio.run(_all(port, prompts, counts))
+    return time.perf_counter() - began, times
+
+
+def waits(times: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Seconds to each stream's first event, and between all others; both sorted."""
+    firsts = sorted(one[1] - one[0] for one in times)
+    return firsts, sorted(b - a for one in times for a, b in pairwise(one[1:]))
 
 
 async def _all(port: int, prompts: Sequence[list[int]], counts: Sequence[int]) -> list[list[float]]:
@@ -97,24 +116,29 @@ async def _stream(port: int, prompt: list[int], count: int) -> list[float]:
 
 @contextlib.contextmanager
 def _server(setup: Setup) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", MAIN, "serve", str(setup.model), "--port", str(port)]
     command += ["--device", setup.device, "--dtype", setup.dtype, "--served-model-name", "bench"]
     for name, value in setup.settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait(process, port)
+        wait_for_server(process, port, START_S)
         yield port
     finally:
         process.terminate()
         process.wait(timeout=60)
 
 
-def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:
-    deadline = time.monotonic() + START_S
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_server(process: "subprocess.Popen[bytes]", port: int, start_s: float) -> None:
+    """Until /health answers. Raises RuntimeError: it ended, or the time did."""
+    deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
@@ -123,8 +147,9 @@ def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise RuntimeError(f"the server was not ready after {START_S} s")
+    raise RuntimeError(f"the server was not ready after {start_s:.0f} s")
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[float], share: float) -> float:
+    """Of sorted values; NaN of none."""
     return values[min(len(values) - 1, int(len(values) * share))] if values else float("nan")

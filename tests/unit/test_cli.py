@@ -77,7 +77,7 @@ def test_every_setting_has_an_option_and_an_explanation(owner: type, table: Any)
     assert all(words.help for words in table.values())
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "chat", "eval", "platforms", "certify"])
+@pytest.mark.parametrize("command", [module.NAME for module in COMMANDS])
 def test_every_commands_help_can_be_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -1,4 +1,4 @@
-"""The command line: `engine serve`, `generate`, `chat`, `platforms`, `eval`, `certify`.
+"""The command line: `engine serve`, `generate`, `chat`, `bench`, `platforms`, `eval`, `certify`.
 
 One module a command. It states NAME, SUMMARY and DESCRIPTION, adds its options when its command was
 named, and imports what it needs when it runs: `engine --help` is quick.
@@ -11,11 +11,11 @@ import traceback
 from collections.abc import Sequence
 
 from engine import __version__
-from engine.cli import certify, chat, evaluate, generate, platforms, serve
+from engine.cli import bench, certify, chat, evaluate, generate, platforms, serve
 from engine.errors import EngineError, PluginError
 from engine.plugins import PluginManager
 
-COMMANDS = (serve, generate, chat, platforms, evaluate, certify)
+COMMANDS = (serve, generate, chat, bench, platforms, evaluate, certify)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
