@@ -24,6 +24,7 @@ class EngineFacts:
     platform: str  # "cpu"
     device: str  # as torch spells it
     dtype: str
+    quantization: str | None = None  # of the weights of linear layers; None: they have the dtype
     max_model_len: int  # tokens of prompt and output that one request may have
     block_size: int
     num_blocks: int

@@ -1,0 +1,1 @@
+"""Ours and four peers on one machine: environments, models, workers, measurements, tables."""
