@@ -32,7 +32,8 @@ def engine_platforms() -> Sequence[PlatformSpec]:
 def probe() -> Availability:
     if find_spec("torch") is None:
         return Availability(0, "torch is not installed; pip install 'engine[cpu]'")
-    return Availability(1, Processor().describe())
+    kernels = "native kernels" if find_spec("engine_cpu_kernels") else "torch's operations only"
+    return Availability(1, f"{Processor().describe()}, {kernels}")
 
 
 def create(config: EngineConfig, rank: int) -> Platform:
