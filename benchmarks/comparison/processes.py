@@ -134,9 +134,11 @@ class Worker:
         except queue.Empty:
             self.group.end()
             raise PeerError(f"no answer to {request['do']} within {timeout_s:.0f} s") from None
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the pipe was closed here
             line = b""
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.group.process.wait(END_S)  # or `end` would take its status for its own
             self.group.end()
             raise PeerError(
                 f"its process ended with status {self.group.process.returncode}; the end of"

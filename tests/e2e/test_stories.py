@@ -94,7 +94,7 @@ def test_in_small_chunks(stories, expected):
 
 def test_preempted(stories, expected):
     """Three requests of some 257 tokens in a cache of 480."""
-    settings = {"num_blocks": 30, "max_model_len": 400}
+    settings = {"num_blocks": 30, "block_size": 16, "max_model_len": 400}
     with LLM(model=str(stories), device="cpu", dtype="float32", **settings) as llm:
         run(llm, expected)
         assert llm.stats.num_preemptions > 0

@@ -22,7 +22,7 @@ NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture(autouse=True, params=[1, 2, 3], ids=lambda count: f"{count} threads")
+@pytest.fixture(autouse=True, params=[1, 2, 3], ids=lambda count: f"threads{count}")
 def threads(request: pytest.FixtureRequest, lib: ctypes.CDLL) -> Iterator[int]:
     lib.ek_set_threads(request.param)
     yield request.param

@@ -13,7 +13,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 GUARD = 64
 
 
-@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads", autouse=True)
+@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"threads{count}", autouse=True)
 def threads(lib: ctypes.CDLL, request: pytest.FixtureRequest) -> Iterator[None]:
     lib.ek_set_threads(request.param)
     yield
