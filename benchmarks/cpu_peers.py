@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,8 @@ MORE: dict[str, Callable[[Run, random.Random, Variant], None]] = {
 
 def main() -> int:
     arguments = _parse()
+    # Asked to end, it ends those that it started too: some of them are stopped, and would stay.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     described = machine.describe()
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(", ".join(f"{name} {value}" for name, value in described.items()))

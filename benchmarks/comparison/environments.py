@@ -100,7 +100,15 @@ def make(environment: Environment, cache: Path) -> Made:
 def build_llama_cpp(made: Made) -> None:
     """llama.cpp's server for this processor, out of the source distribution of its bindings."""
     source, build = made.folder / "source", made.folder / "build"
-    pip = [made.python, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+    pip: list[str | Path] = [
+        made.python,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+    ]
     made.run([*pip, "--dest", source, LLAMA_CPP])
     (archive,) = source.glob("*.tar.gz")
     with tarfile.open(archive) as packed:

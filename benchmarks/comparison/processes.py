@@ -85,14 +85,16 @@ class Group:
 
     def end(self) -> None:
         """Ask first, then kill. Safe to call twice."""
-        members = self._members()
-        self.go_on()
+        below = [one for one in self._members() if one.pid != self.process.pid]
         self._signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(members, timeout=END_S)
-        self._signal(signal.SIGKILL)
+        self.go_on()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
+        _, alive = psutil.wait_procs(below, timeout=END_S)
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe:
@@ -100,14 +102,20 @@ class Group:
                     pipe.close()
 
     def _members(self) -> list[psutil.Process]:
-        try:
-            top = psutil.Process(self.process.pid)
-            return [top, *top.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        """All of the group, and all below its leader; the leader too, unless it has ended."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError):
+                if os.getpgid(process.pid) == self.process.pid:
+                    found[process.pid] = process
+        if self.process.pid in found:
+            with contextlib.suppress(psutil.Error):
+                for process in found[self.process.pid].children(recursive=True):
+                    found[process.pid] = process
+        return list(found.values())
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        if self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
 

@@ -23,7 +23,9 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # of an element
 
 
 class Generator(Protocol):
-    facts: Mapping[str, Any]  # "version" of what runs, "kv_bytes" it was given; None: no budget
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """`version` and `dtype` of what runs, and `kv_bytes` it was given; None: no budget."""
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: Sequence[int]) -> list[list[int]]:
         """Greedy continuations of exactly these many tokens, whatever the model says."""
