@@ -86,7 +86,8 @@ EK_INLINE void with_bits(int32_t bits, F&& f) {
 
 constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
 
-EK_INLINE V at_least(V x, float least) { return x < least ? splat(least) : x; }
+// NaN becomes `least`: a level must be one; the scale, which is NaN then, shows it.
+EK_INLINE V at_least(V x, float least) { return x > least ? x : splat(least); }
 EK_INLINE V at_most(V x, float most) { return x > most ? splat(most) : x; }
 // The clamp is also what keeps compilers from joining a product with the sum, which would round
 // otherwise on some instruction sets.
