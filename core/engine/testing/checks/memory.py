@@ -48,6 +48,7 @@ def measure_sees_an_allocation(subject: Subject) -> float | None:
     memory = subject.platform.memory()
     if memory.kind == "statistics":
         return None  # it only reports totals, and says so: there is no peak to be seen
+    memory.release_cached()  # or what others gave back would be used again, and nothing rise
     used = memory.snapshot().used
     with memory.measure():
         _allocate(subject)
