@@ -8,7 +8,7 @@ DEVICE ?= cpu
 SERVE ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
-INPUTS = pyproject.toml constraints.txt
+INPUTS = pyproject.toml constraints.txt plugins/sim/pyproject.toml
 KERNELS = $(shell find platforms/cpu/kernels -type f -not -path "*/tests/*" -not -name "*.pyc")
 
 .PHONY: help serve test clean
@@ -38,5 +38,6 @@ $(VENV)/.installed: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 
 $(VENV)/.installed-for-tests: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[cpu,dev]'
+	$(INSTALL) --no-deps --no-build-isolation --editable plugins/sim
 	scripts/install-kernels $(VENV)
 	touch $(VENV)/.installed $@

@@ -1,6 +1,7 @@
 """What the user asked for, merged with what the platform prefers. Frozen after `resolve`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,15 @@ from engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int4")
+_COUNTS = (
+    "max_batch_tokens",
+    "max_requests",
+    "block_size",
+    "max_model_len",
+    "num_blocks",
+    "tensor_parallel",
+)
+_WORD = re.compile(r"[A-Za-z][\w@=.+-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +41,18 @@ class EngineConfig:
     overlap: bool | None = None  # start a step before the last one's tokens were read
     seed: int = 0  # of random choices that no request's seed decides
     trust_remote_code: bool = False
+    tensor_parallel: int = 1  # ranks that share the model, each on a device or a part of one
+    step_timeout_s: float | None = 300.0  # a step that takes longer hangs; None or 0: no limit
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_requests", "block_size", "max_model_len"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise ConfigError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.step_timeout_s is not None and not self.step_timeout_s >= 0:
+            raise ConfigError(
+                f"step_timeout_s must not be negative, got {self.step_timeout_s}; 0: no limit"
+            )
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
         if self.dtype not in DTYPES:
@@ -75,15 +89,21 @@ def resolve(user: Mapping[str, Any], platform: Mapping[str, Any]) -> Resolved:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:
-    """`--device`, taken apart: "npu:0,1" is ("npu", (0, 1)); no index is ()."""
+    """`--device`, taken apart: "npu:0,1" is ("npu", (0, 1)); no index is ().
+
+    What is no number is a word of the platform's own: "npu:small" is ("npu", (), ("small",)).
+    """
 
     name: str
     indices: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "DeviceChoice":
         name, colon, rest = text.partition(":")
-        numbers = rest.split(",") if colon else []
-        if not name or not all(number.isdecimal() for number in numbers):
+        parts = rest.split(",") if colon else []
+        numbers = tuple(int(part) for part in parts if part.isdecimal())
+        words = tuple(part for part in parts if _WORD.fullmatch(part))
+        if not name or len(numbers) + len(words) < len(parts):
             raise ConfigError(f"--device takes NAME or NAME:INDEX,INDEX…, got {text!r}")
-        return cls(name, tuple(int(number) for number in numbers))
+        return cls(name, numbers, words)

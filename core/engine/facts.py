@@ -30,6 +30,8 @@ class EngineFacts:
     num_blocks: int
     prefix_caching: bool
     ledger: str  # the memory ledger, lines of text
+    tensor_parallel: int = 1  # ranks
+    step_timeout_s: float | None = None  # a step that takes longer hangs; None or 0: no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,4 +45,5 @@ class Stats:
     num_preemptions: int = 0  # total
     prefix_queries: int = 0  # tokens looked up, total
     prefix_hits: int = 0  # tokens found, total
+    num_compiled: int = 0  # programs made so far; should not rise after the start
     step_tokens: int = 0  # of the step that this message reports

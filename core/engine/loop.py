@@ -12,6 +12,7 @@ from engine.facts import Stats
 from engine.params import SEED_BITS
 from engine.platform.base import Capabilities
 from engine.platform.runner import Pending, Runner
+from engine.platform.shapes import ShapeBuckets
 from engine.request import Delta, Request, Submission
 from engine.sampling import check
 from engine.scheduler import Scheduler
@@ -37,6 +38,7 @@ class EngineLoop:
         block_size: int,
         max_model_len: int,
         capabilities: Capabilities,
+        buckets: ShapeBuckets | None = None,
         vocab_size: int | None = None,
         eos_token_ids: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -46,7 +48,7 @@ class EngineLoop:
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.scheduler = Scheduler(
-            config, num_blocks, block_size, max_model_len, capabilities, clock
+            config, num_blocks, block_size, max_model_len, capabilities, clock, buckets
         )
         self.overlap = capabilities.overlap if config.overlap is None else config.overlap
         self._in_flight: Pending | None = None
@@ -99,12 +101,10 @@ class EngineLoop:
             EngineDeadError: several steps in a row failed.
         """
         try:
-            deltas = self._step()
+            return self._step()
         except Exception as error:
             log.exception("a step failed")
             return self._recover(error)
-        self._failures = 0
-        return deltas
 
     def run_until_idle(self) -> list[Delta]:
         deltas = []
@@ -124,6 +124,7 @@ class EngineLoop:
             num_preemptions=scheduler.num_preemptions,
             prefix_queries=scheduler.allocator.num_queries,
             prefix_hits=scheduler.allocator.num_hits,
+            num_compiled=self.runner.num_compiled,
             step_tokens=self._step_tokens,
         )
 
@@ -133,7 +134,11 @@ class EngineLoop:
         started = self.runner.execute(batch) if batch.slices else None
         if self.overlap:
             started, self._in_flight = self._in_flight, started
-        return self.scheduler.update(started.batch, started.result()) if started else []
+        if started is None:
+            return []
+        result = started.result()
+        self._failures = 0  # not when a step was only started: a lost device may accept it
+        return self.scheduler.update(started.batch, result)
 
     def _recover(self, error: Exception) -> list[Delta]:
         self._in_flight = None

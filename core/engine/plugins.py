@@ -107,6 +107,7 @@ class PluginManager:
                 f" {found.availability.detail or 'its plugin gives no reason'}"
             )
         _check_indices(choice, found)
+        _check_words(choice, found.spec)
         return found.spec
 
     def create_platform(self, spec: PlatformSpec, config: EngineConfig, rank: int) -> Platform:
@@ -297,7 +298,7 @@ def _check_api(spec: PlatformSpec, package: str) -> None:
 
 def _check_indices(choice: DeviceChoice, found: Finding) -> None:
     count = found.availability.devices
-    if choice.name == "auto" and choice.indices:
+    if choice.name == "auto" and (choice.indices or choice.words):
         raise ConfigError("--device auto takes no index; name the platform: NAME:INDEX,INDEX…")
     if len(set(choice.indices)) < len(choice.indices):
         raise ConfigError(f"--device {choice.name} names an index twice: {choice.indices}")
@@ -307,6 +308,13 @@ def _check_indices(choice: DeviceChoice, found: Finding) -> None:
             f" {count} device{'s' if count > 1 else ''}, {'0 to ' if count > 1 else ''}{count - 1}"
             f" ({found.availability.detail})"
         )
+
+
+def _check_words(choice: DeviceChoice, spec: PlatformSpec) -> None:
+    with blaming(f"platform {spec.name!r}", "broke in refuses()"):
+        reason = spec.refuses(choice.words)
+    if reason:
+        raise ConfigError(f"--device {choice.name}:{','.join(choice.words)}: {reason}")
 
 
 def _package(entry: EntryPoint) -> str:

@@ -5,10 +5,13 @@ decode and resumption are only the names of its special cases.
 
 Scheduling is optimistic: when a batch is made, `computed` moves and `pending` grows; `update`
 settles it. So the next batch can be made before this one's tokens were read.
+
+On a device with static shapes a step is padded to a bucket: it computes as many tokens of prompts
+as fill one, where that is cheaper in the end than to overshoot it.
 """
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from engine.batch import Admission, Batch, Slice, SliceOutput, StepOutput
@@ -16,6 +19,7 @@ from engine.config import EngineConfig
 from engine.errors import CapacityError
 from engine.kvcache import Allocator, BlockPool
 from engine.platform.base import Capabilities
+from engine.platform.shapes import Load, ShapeBuckets
 from engine.request import Delta, Finish, Request, Summary
 
 
@@ -24,6 +28,8 @@ class _Step:
     """A batch in the making."""
 
     budget: int  # tokens that may still be added
+    rows: int  # requests that may still be added
+    prefills: int  # prompts among them
     slices: list[Slice] = field(default_factory=list)
     admitted: list[Admission] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -40,6 +46,7 @@ class Scheduler:
         max_model_len: int,
         capabilities: Capabilities,
         clock: Callable[[], float],
+        buckets: ShapeBuckets | None = None,
     ) -> None:
         self.allocator = Allocator(
             BlockPool(num_blocks),
@@ -48,10 +55,18 @@ class Scheduler:
             caching=config.prefix_caching,
         )
         self.capabilities = capabilities
+        self.buckets = buckets
         self.max_requests = config.max_requests
         # A prompt that may not be cut must fit a step, also one resumed at its greatest length.
         whole = 0 if capabilities.chunked_prefill else max_model_len
         self.max_batch_tokens = max(config.max_batch_tokens, whole)
+        self.max_rows = self.max_requests  # of a step with prompts
+        if buckets is not None:
+            self.max_requests = min(self.max_requests, buckets.decodes[-1])
+            self.max_rows = min(self.max_requests, buckets.requests[-1])
+            self.max_batch_tokens = min(self.max_batch_tokens, buckets.tokens[-1])
+            if capabilities.mixed_batches:
+                self.max_requests = self.max_rows
         self.clock = clock
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -77,20 +92,28 @@ class Scheduler:
                 f" {pool.num_blocks * self.allocator.block_size}; ask for fewer tokens, or start"
                 " the engine with more memory for the cache"
             )
+        if self.buckets is not None and not self.buckets.admit(self._load(request), Load()):
+            raise CapacityError(
+                f"the device does not admit a request of {longest} tokens (prompt and max_tokens),"
+                " even alone; ask for fewer tokens"
+            )
         request.times.arrived = self.clock()
         self._requests[request.key] = request
         insort(self.waiting, request, key=_rank)
 
     def schedule(self) -> Batch:
         """The next batch; without slices when nothing can be computed now."""
-        step = _Step(self.max_batch_tokens)
         if self.capabilities.mixed_batches:
+            step = self._begin(self.running)
             self._continue(step, list(self.running))
             self._admit(step)
         else:
-            self._continue(step, [r for r in self.running if not _decodes(r)])
+            prompts = [r for r in self.running if not _decodes(r)]
+            step = self._begin(prompts)
+            self._continue(step, prompts)
             self._admit(step)
             if not step.slices:
+                step = _Step(self.max_batch_tokens, self.max_requests, 0)
                 self._continue(step, list(self.running))
         if not step.slices:
             return Batch()
@@ -127,6 +150,27 @@ class Scheduler:
 
     # Making a batch
 
+    def _begin(self, running: Sequence[Request]) -> _Step:
+        """An empty step for these, and for some that wait."""
+        most = self.capabilities.max_prefills
+        prefills = self.max_rows if most is None else min(most, self.max_rows)
+        return _Step(self._budget(running), self.max_rows, prefills)
+
+    def _budget(self, running: Sequence[Request]) -> int:
+        """Tokens of a step: all that a step may have, or as many as fill a bucket."""
+        most = self.max_batch_tokens
+        if self.buckets is None or not self.capabilities.chunked_prefill:
+            return most
+        decodes = sum(map(_decodes, running))
+        demand = sum(len(r) - r.computed for r in running)
+        for request in self.waiting[: self.max_requests - len(self.running)]:
+            if demand >= most:
+                return most
+            demand += len(request) - self.allocator.num_cached(request)
+        if demand == decodes:
+            return most
+        return max(self.buckets.fill(demand), decodes + 1)
+
     def _continue(self, step: _Step, requests: Iterable[Request]) -> None:
         for request in requests:
             if step.budget > 0 and request.blocks:  # without blocks: preempted a moment ago
@@ -134,7 +178,9 @@ class Scheduler:
 
     def _admit(self, step: _Step) -> None:
         for request in list(self.waiting):
-            if step.budget <= 0 or len(self.running) >= self.max_requests:
+            if min(step.budget, step.rows, step.prefills) <= 0:
+                return
+            if len(self.running) >= self.max_requests or not self._joins(request):
                 return
             if request.pending or self._awaits_leader(step, request):
                 continue  # the runner must not meet it before its last token was seen here
@@ -144,6 +190,17 @@ class Scheduler:
                 return  # whoever comes next must not overtake it
             self.waiting.remove(request)
             insort(self.running, request, key=_rank)
+
+    def _joins(self, request: Request) -> bool:
+        """Whether the device admits it beside those that run."""
+        if self.buckets is None:
+            return True
+        running = sum(map(self._load, self.running), Load())
+        return self.buckets.admit(self._load(request), running)
+
+    def _load(self, request: Request) -> Load:
+        longest = len(request.prompt) + request.max_tokens
+        return Load(1, longest, self.allocator.num_blocks(longest))
 
     def _awaits_leader(self, step: _Step, request: Request) -> bool:
         """Whether the prompt this request will share is not in the cache before this step."""
@@ -169,7 +226,10 @@ class Scheduler:
         missing = length - request.computed
         count = min(missing, step.budget)
         uncut = count == missing or self.capabilities.chunked_prefill
+        is_prompt = missing > 1 or not may_preempt
         if count <= 0 or not uncut or not request.wants_more:
+            return False
+        if step.rows <= 0 or (is_prompt and step.prefills <= 0):
             return False
         stop = request.computed + count
         # A newcomer leaves some blocks for those who run, or it would be preempted at once.
@@ -185,6 +245,8 @@ class Scheduler:
         step.slices.append(Slice(request.key, request.computed, stop, samples, blocks, blocks_from))
         step.copies += reserved.copies
         step.budget -= count
+        step.rows -= 1
+        step.prefills -= is_prompt
         request.computed = stop
         request.pending += samples
         self.allocator.remember(request)
@@ -217,6 +279,7 @@ class Scheduler:
     def _apply(self, request: Request, result: SliceOutput) -> Delta | None:
         """Take a slice's tokens up to the first one that ends the request."""
         if result.error is not None:
+            self.allocator.pool.forget(request.blocks)  # whoever reads them would fail, too
             return self._end(request, Finish.ERROR, result.error)
         taken, stop_id = 0, None
         for token in result.tokens:

@@ -49,6 +49,9 @@ def test_an_unknown_setting_is_refused_naming_who_set_it_and_what_exists(
         ("memory_fraction", float("nan")),
         ("dtype", "float8"),
         ("quantization", "int2"),
+        ("tensor_parallel", 0),
+        ("step_timeout_s", -1.0),
+        ("step_timeout_s", float("nan")),
     ],
 )
 def test_a_value_out_of_range_is_refused_naming_the_setting(name: str, value: Any) -> None:
@@ -69,13 +72,14 @@ def test_a_config_is_frozen() -> None:
         ("npu", DeviceChoice("npu")),
         ("npu:0", DeviceChoice("npu", (0,))),
         ("npu:3,1", DeviceChoice("npu", (3, 1))),
+        ("npu:small,0,fail@7", DeviceChoice("npu", (0,), ("small", "fail@7"))),
     ],
 )
-def test_a_device_is_a_name_and_indices(text: str, choice: DeviceChoice) -> None:
+def test_a_device_is_a_name_indices_and_words(text: str, choice: DeviceChoice) -> None:
     assert DeviceChoice.parse(text) == choice
 
 
-@pytest.mark.parametrize("text", ["", ":0", "npu:", "npu:a", "npu:0,", "npu:-1", "npu:0:1"])
+@pytest.mark.parametrize("text", ["", ":0", "npu:", "npu:@", "npu:0,", "npu:-1", "npu:0:1"])
 def test_a_device_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="NAME:INDEX"):
         DeviceChoice.parse(text)

@@ -38,18 +38,15 @@ class Allocator:
 
     def adopt_prefix(self, request: Request) -> None:
         """Begin with the longest cached prefix. The last token is always computed: it samples."""
-        if not self.caching or request.params.prompt_logprobs is not None:
-            return
-        self._hash_full_blocks(request)
-        found: list[int] = []
-        for content in request.block_hashes[: (len(request) - 1) // self.block_size]:
-            if (block := self.pool.find(content)) is None:
-                break
-            found.append(block)
+        found = self._cached_prefix(request)
         self.pool.share(found)
         request.blocks = found
         request.num_remembered = len(found)
         request.computed = len(found) * self.block_size
+
+    def num_cached(self, request: Request) -> int:
+        """Tokens that `adopt_prefix` would find now."""
+        return len(self._cached_prefix(request)) * self.block_size
 
     def count_lookup(self, request: Request) -> None:
         """Account for the lookup of a request that is really admitted, for the first time."""
@@ -111,6 +108,18 @@ class Allocator:
         request.blocks = []
         request.num_remembered = 0
         request.computed = 0
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """Blocks of the longest one."""
+        found: list[int] = []
+        if not self.caching or request.params.prompt_logprobs is not None:
+            return found
+        self._hash_full_blocks(request)
+        for content in request.block_hashes[: (len(request) - 1) // self.block_size]:
+            if (block := self.pool.find(content)) is None:
+                break
+            found.append(block)
+        return found
 
     def _hash_full_blocks(self, request: Request) -> None:
         size, hashes = self.block_size, request.block_hashes

@@ -69,6 +69,11 @@ class BlockPool:
             self._by_hash[content] = block
             self._hash_of[block] = content
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The content of these can be trusted no more; whoever holds them still does."""
+        for block in blocks:
+            self._forget(block)
+
     def forget_all(self) -> None:
         """No content can be trusted any more."""
         self._by_hash.clear()

@@ -27,13 +27,8 @@ from engine.platform.ops import OpTable
 
 def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Model:
     """See `engine.models.load`."""
-    folder, architecture = Path(request.facts.path), request.facts.architecture
-    config = complete_configuration(
-        folder, architecture, trust_remote_code=request.trust_remote_code
-    )
-    checkpoint = Checkpoint(folder)
-    declaration = DECLARATIONS.get(architecture)
-    if declaration is not None and expressible(declaration, config.to_dict()):
+    found = declared(request)
+    if found is not None:
         site = Site(
             ops,
             communicator,
@@ -41,7 +36,8 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
             request.device,
             request.quantization,
         )
-        return _decoder(request, declaration, config, checkpoint, site)
+        return build(request, *found, Checkpoint(Path(request.facts.path)), site)
+    architecture = request.facts.architecture
     if request.quantization is not None:
         raise ModelError(
             f"{architecture} runs through transformers' code, whose weights are not quantized; "
@@ -57,13 +53,30 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
     return fallback.load(request)
 
 
-def _decoder(
+def declared(request: LoadRequest) -> tuple[Declaration, Configuration] | None:
+    """How the decoder runs the model, or None where it cannot express it.
+
+    Raises:
+        ModelError: config.json cannot be used.
+    """
+    folder, architecture = Path(request.facts.path), request.facts.architecture
+    config = complete_configuration(
+        folder, architecture, trust_remote_code=request.trust_remote_code
+    )
+    declaration = DECLARATIONS.get(architecture)
+    if declaration is None or not expressible(declaration, config.to_dict()):
+        return None
+    return declaration, config
+
+
+def build(
     request: LoadRequest,
     declaration: Declaration,
     config: Configuration,
     checkpoint: Checkpoint,
     site: Site,
 ) -> Decoder:
+    """The decoder of a model that is `declared`, with this rank's weights from `checkpoint`."""
     model = resolve(declaration, config.to_dict())
     part = share(model, site.rank, site.size)
     weights = DecoderWeights(checkpoint, model, part, site)

@@ -46,8 +46,8 @@ sample                 (scores[M, V] float32, highest[M] float32,           floa
 A *factory* is called once, when weights are loaded, and owns what it makes of them: it may keep the
 tensor, prepack it, quantize it, or move it. The layer keeps no reference to what it handed over.
 
-Facts that `when` is asked with (more may come: take `**_`): every operation gets `dtype`
-("float32", "bfloat16", "float16") and `device` (as torch spells it); beyond them
+Facts that `when` and `unless` are asked with (more may come: take `**_`): every operation gets
+`dtype` ("float32", "bfloat16", "float16") and `device` (as torch spells it); beyond them
 
 * rms_norm and add_rms_norm: `width`
 * rotary_angles, rotary: `head_dim`, `rotary_dim`
@@ -85,8 +85,8 @@ def fill(table: OpTable) -> None:
         sampling.argmax,
         sampling.sample,
     ):
-        table.register(function.__name__, source="reference", when=_serves)(function)
+        table.register(function.__name__, source="reference", unless=_refuses)(function)
 
 
-def _serves(*, quantization: str | None = None, **_: object) -> bool:
-    return quantization is None
+def _refuses(*, quantization: str | None = None, **_: object) -> str | None:
+    return None if quantization is None else f"it keeps weights as they are, not in {quantization}"

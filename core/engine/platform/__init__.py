@@ -10,10 +10,19 @@ from engine.platform.attention import (
 )
 from engine.platform.base import API_VERSION, Availability, Capabilities, Platform, PlatformSpec
 from engine.platform.comm import Communicator, SoloCommunicator
-from engine.platform.graph import EagerRunner, Forward, GraphRunner, StepInputs
+from engine.platform.graph import (
+    EagerRunner,
+    Forward,
+    GraphRunner,
+    Logits,
+    MakeInputs,
+    StepInputs,
+)
 from engine.platform.memory import MemoryProfiler, MemorySnapshot
 from engine.platform.ops import OpTable
+from engine.platform.profile import DeviceProfile
 from engine.platform.runner import Pending, Runner
+from engine.platform.shapes import Load, Shape, ShapeBuckets, StepLimits
 
 __all__ = [
     "API_VERSION",
@@ -22,11 +31,15 @@ __all__ = [
     "Availability",
     "Capabilities",
     "Communicator",
+    "DeviceProfile",
     "EagerRunner",
     "Forward",
     "GraphRunner",
     "KVCache",
     "KVLayout",
+    "Load",
+    "Logits",
+    "MakeInputs",
     "MemoryProfiler",
     "MemorySnapshot",
     "OpTable",
@@ -34,8 +47,11 @@ __all__ = [
     "Platform",
     "PlatformSpec",
     "Runner",
+    "Shape",
+    "ShapeBuckets",
     "SoloCommunicator",
     "StepInputs",
+    "StepLimits",
     "StepMetadata",
     "hookimpl",
 ]

@@ -48,11 +48,17 @@ class StepMetadata:
     Request i owns rows query_start[i]:query_start[i+1] of the step; they are the last of its
     lengths[i] tokens. A slot is `block * block_size + offset`. Requests with one token to compute
     come first.
+
+    On a device with static shapes the step is padded to a `Shape`, and nothing that follows from it
+    differs between its steps: the tensors' sizes, `max_query`, `max_length` and `num_decodes`. In a
+    decode step a request that is padding has one row and length 1; in others it has no row and
+    length 0, the rows that are padding come last and belong to nobody, and `num_decodes` is 0. What
+    is computed for padding is not read.
     """
 
     query_start: "Tensor"  # [N+1] int32
     lengths: "Tensor"  # [N] int32: tokens in the cache once this step has stored its own
-    block_table: "Tensor"  # [N, B] int32; entries past a request's last block are 0
+    block_table: "Tensor"  # [N, B] int32; entries past a request's last block are 0, or `pad_block`
     slots: "Tensor"  # [T] int64: where each token's KV is stored
     max_query: int  # the most rows of one request
     max_length: int  # the largest of `lengths`

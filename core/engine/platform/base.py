@@ -1,9 +1,9 @@
 """What a platform is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine.config import EngineConfig
 from engine.platform.attention import AttentionBackend, AttentionSpec
@@ -11,12 +11,14 @@ from engine.platform.comm import Communicator, SoloCommunicator
 from engine.platform.graph import EagerRunner, GraphRunner
 from engine.platform.memory import MemoryProfiler
 from engine.platform.ops import OpTable
+from engine.platform.profile import DeviceProfile
 from engine.platform.runner import Runner
+from engine.platform.shapes import ShapeBuckets, StepLimits
 
 #: The contract's version. The first number rises when something is removed, changed or made
 #: required; the second when something optional is added. Each rise has an entry in CHANGELOG.md
 #: beside this file. A plugin states, as a literal, the version it was written against.
-API_VERSION = (1, 1)
+API_VERSION = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class Capabilities:
     prefix_reuse: bool = False  # a request may read blocks that another one wrote
     overlap: bool = False  # a step may be started before the last one's tokens were read
     pinned_memory: bool = False
+    static_shapes: bool = False  # steps are padded to the shapes that `Platform.buckets` names
+    max_prefills: int | None = None  # the most prompts in one step
+    sampling: Literal["device", "host"] = "device"  # where tokens are chosen; host: logits go there
 
 
 class Platform(ABC):
@@ -64,6 +69,9 @@ class Platform(ABC):
     @abstractmethod
     def memory(self) -> MemoryProfiler: ...
 
+    #: The backends that `attention` chooses from, best first: `engine explain` asks each of them.
+    attention_backends: Sequence[type[AttentionBackend]] = ()
+
     @abstractmethod
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
         """A backend for `spec`.
@@ -79,6 +87,10 @@ class Platform(ABC):
     def graphs(self) -> GraphRunner:
         return EagerRunner()
 
+    def buckets(self, limits: StepLimits) -> ShapeBuckets | None:
+        """The shapes of steps, for a device with `static_shapes`. Asked once, before `graphs`."""
+        return None
+
     def ops(self, table: OpTable) -> None:
         """Add faster implementations to the table core has already filled."""
 
@@ -93,6 +105,11 @@ class Platform(ABC):
         """Give everything back. Safe to call twice."""
 
 
+def no_words(words: Sequence[str]) -> str | None:
+    """What a platform answers that takes nothing but indices in `--device NAME:…`."""
+    return "it takes NAME or NAME:INDEX,INDEX…, no words" if words else None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlatformSpec:
     """What a plugin hands over. Cheap to make: no driver call, not even in `probe`."""
@@ -104,3 +121,7 @@ class PlatformSpec:
     priority: int = 0  # among available ones, for --device auto
     defaults: Callable[[], Mapping[str, Any]] = dict  # better EngineConfig values; the user's win
     environment: Callable[[int], Mapping[str, str]] = lambda rank: {}  # set before torch's import
+    #: Why these words of `--device NAME:WORD,…` cannot be used, or None when they can.
+    refuses: Callable[[Sequence[str]], str | None] = no_words
+    #: What the device can do, for predictions without it; from the whole text of `--device`.
+    profile: Callable[[str], DeviceProfile | None] = lambda device: None

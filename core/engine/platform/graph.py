@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from engine.platform.attention import StepMetadata
+from engine.platform.shapes import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,22 +22,43 @@ class StepInputs:
 
 
 Forward: TypeAlias = "Callable[[StepInputs], Tensor]"  # hidden states [T, hidden]
+Logits: TypeAlias = "Callable[[Tensor], Tensor]"  # [N, hidden] to float32 [N, vocabulary]
+
+
+class MakeInputs(Protocol):
+    """A step that nobody asked for; it touches no live KV.
+
+    It has `num_requests` equal prompts of `num_tokens` in all; on a device with static shapes it is
+    of the `shape` asked for, or of the smallest that fits.
+    """
+
+    def __call__(
+        self, num_requests: int, num_tokens: int, shape: Shape | None = None
+    ) -> StepInputs: ...
 
 
 class GraphRunner(ABC):
+    #: Programs made so far. After `warm_up` it should not rise: a compile in a step is slow.
+    num_compiled: int = 0
+
     @abstractmethod
-    def warm_up(self, forward: Forward, make_inputs: "Callable[[int, int], StepInputs]") -> None:
-        """Before the first request. `make_inputs(num_requests, num_tokens)` touches no live KV."""
+    def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
+        """Before the first request."""
 
     @abstractmethod
     def run(self, forward: Forward, inputs: StepInputs) -> "Tensor": ...
+
+    def project(self, logits: Logits, hidden: "Tensor", rows: "Tensor") -> "Tensor":
+        """Logits of some rows of what `run` returned. Asked on devices with static shapes, where
+        `rows` has one entry a request of the step's shape."""
+        return logits(hidden.index_select(0, rows))
 
     def close(self) -> None:
         """Drop captured programs. Safe to call twice."""
 
 
 class EagerRunner(GraphRunner):
-    def warm_up(self, forward: Forward, make_inputs: "Callable[[int, int], StepInputs]") -> None:
+    def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
         forward(make_inputs(1, 1))
 
     def run(self, forward: Forward, inputs: StepInputs) -> "Tensor":

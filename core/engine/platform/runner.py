@@ -21,6 +21,11 @@ class Runner(ABC):
     """Remembers each admitted request (its tokens, block table, last sampled token) until it is
     released, so that a step may be started before the tokens of the one before were read."""
 
+    @property
+    def num_compiled(self) -> int:
+        """Programs made so far, for devices that compile."""
+        return 0
+
     @abstractmethod
     def load(self) -> int:
         """Load the weights; return how many KV blocks fit beside them."""

@@ -5,7 +5,7 @@
              |------------------ memory_fraction of the total ------|
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import CapacityError
 from engine.platform import MemorySnapshot
@@ -33,6 +33,14 @@ class Ledger:
     def reserve(self) -> int:
         known = self.others + self.weights + self.runtime + self.activations + self.kv
         return self.total - known
+
+    def cut(self, num_blocks: int) -> "Ledger":
+        """With no more than so many blocks: another rank has not room for more."""
+        if num_blocks >= self.num_blocks:
+            return self
+        kv = self.kv // self.num_blocks * num_blocks
+        why = "all that fits another rank"
+        return replace(self, num_blocks=num_blocks, kv=kv, limited_by=why)
 
     def __str__(self) -> str:
         rows = [

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,16 +14,22 @@ from engine.models.model import Model
 from engine.platform import (
     AttentionBackend,
     AttentionSpec,
+    Communicator,
     KVCache,
     OpTable,
     Pending,
     Platform,
     Runner,
+    Shape,
+    ShapeBuckets,
+    SoloCommunicator,
     StepInputs,
 )
+from engine.runner.agreement import Agreement
 from engine.runner.memory import STATISTICS_SHARE, Ledger, size_cache
 from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
-from engine.runner.table import Arranged, RequestTable
+from engine.runner.static import StaticSteps
+from engine.runner.table import Arranged, Indices, RequestTable
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.sampler import Sampled, Sampler
 
@@ -72,6 +78,8 @@ class ModelRunner(Runner):
         vocab_size: int,
         block_size: int,
         max_model_len: int,
+        buckets: ShapeBuckets | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self.config = config
         self.platform = platform
@@ -81,8 +89,15 @@ class ModelRunner(Runner):
         self._load_model = load_model
         self._ops = ops
         self._graphs = platform.graphs()
+        self._buckets = buckets
+        self._agreed = Agreement(communicator or SoloCommunicator(), platform.device)
+        self._static: StaticSteps | None = None
         self._explained: set[int] = set()  # requests that asked for their prompt's logprobs
         self.ledger: Ledger | None = None
+
+    @property
+    def num_compiled(self) -> int:
+        return self._graphs.num_compiled
 
     @torch.inference_mode()
     def load(self) -> int:
@@ -95,28 +110,28 @@ class ModelRunner(Runner):
         start = memory.snapshot()
         self.model = self._load_model()
         self._backends = self._choose_backends(self.model.attention_specs())
-        self._table = RequestTable(
-            self.config.max_requests, self.max_model_len, self.block_size, self.platform.device
-        )
-        self._sampler = Sampler(
-            self.vocab_size, self.config.max_requests, self.platform.device, self._ops
-        )
+        self._make_tables()
         activations = self._measure_step()
         memory.release_cached()
+        block_bytes = sum(one.kv_layout().bytes_per_block for one in self._backends)
         blocks_a_request = -(-self.max_model_len // self.block_size)
         self.ledger = size_cache(
             start=start,
             loaded=memory.snapshot(),
             weights=self.model.num_bytes,
-            activations=activations,
+            activations=activations + (block_bytes if self._static else 0),
             fraction=self.config.memory_fraction,
-            block_bytes=sum(one.kv_layout().bytes_per_block for one in self._backends),
+            block_bytes=block_bytes,
             block_size=self.block_size,
             most_blocks=blocks_a_request * self.config.max_requests,
             wanted=self.config.num_blocks,
         )
+        self.ledger = self.ledger.cut(self._agreed.least(self.ledger.num_blocks))
         self._allocate(self.ledger.num_blocks)
-        self._graphs.warm_up(self._forward, self._warm_up_inputs)
+        if self._static is None:
+            self._graphs.warm_up(self._forward, self._warm_up_inputs)
+        else:
+            self._static.warm_up(self._graphs, self._forward, self.model.logits)
         return self.ledger.num_blocks
 
     @torch.inference_mode()
@@ -131,9 +146,9 @@ class ModelRunner(Runner):
             self._layers.copy(batch.copies)
         step = self._table.arrange(batch)
         self._table.update_blocks(step)
-        hidden_TC = self._graphs.run(self._forward, self._table.inputs(step))
-        sampled = self._sample(step, hidden_TC)
-        prompts = self._prompt_logprobs(step, hidden_TC)
+        logits = self._compute(step)
+        sampled = self._sample(step, logits)
+        prompts = self._prompt_logprobs(step, logits)
         return Pending(batch, lambda: self._collect(step, sampled, prompts))
 
     def reset(self) -> None:
@@ -153,7 +168,23 @@ class ModelRunner(Runner):
         made = {spec: self.platform.attention(spec) for spec in dict.fromkeys(specs)}
         return [made[spec] for spec in specs]
 
+    def _make_tables(self) -> None:
+        """What remembers requests, where the platform wants it to be."""
+        host, device = self.platform.capabilities.sampling == "host", self.platform.device
+        most = self.config.max_requests
+        self._table = RequestTable(
+            most, self.max_model_len, self.block_size, device, "cpu" if host else None
+        )
+        self._sampler = Sampler(
+            self.vocab_size, most, "cpu" if host else device, None if host else self._ops
+        )
+        if self._buckets is not None:
+            self._static = StaticSteps(self._buckets, self._table, host_logits=host)
+
     def _allocate(self, num_blocks: int) -> None:
+        if self._static is not None:
+            self._static.spare_block = num_blocks
+            num_blocks += 1
         self._layers = _Layers(self._backends, [one.allocate(num_blocks) for one in self._backends])
 
     def _forward(self, inputs: StepInputs) -> Tensor:
@@ -161,25 +192,42 @@ class ModelRunner(Runner):
 
     # A step
 
+    def _compute(self, step: Arranged) -> Callable[[Indices], Tensor]:
+        """Run the model; what gives the logits [M, V] of M rows of the step."""
+        if self._static is not None:
+            padding = self._static.padding(step)
+            inputs = self._table.inputs(step, padding)
+            hidden_TC = self._graphs.run(self._forward, inputs)
+            project = self.model.logits
+            return self._static.logits(self._graphs, project, hidden_TC, padding.shape)
+        hidden_TC = self._graphs.run(self._forward, self._table.inputs(step))
+
+        def logits(rows: Indices) -> Tensor:
+            every = len(rows) == len(hidden_TC)
+            return self.model.logits(hidden_TC if every else hidden_TC[self._table.to_device(rows)])
+
+        return logits
+
     def _release(self, key: int) -> None:
         self._explained.discard(key)
         if (row := self._table.release(key)) is not None:
             self._sampler.release(row)
 
-    def _sample(self, step: Arranged, hidden_TC: Tensor) -> Sampled | None:
+    def _sample(self, step: Arranged, logits: Callable[[Indices], Tensor]) -> Sampled | None:
         """Sample after every slice that ends its request's tokens; remember what came."""
         chosen = np.flatnonzero([part.samples for part in step.slices])
         if not chosen.size:
             return None
-        if chosen.size < len(hidden_TC):
-            hidden_TC = hidden_TC[self._table.to_device(step.query_start[chosen + 1] - 1)]
         rows, lengths = step.rows_N[chosen], step.stops_N[chosen]
-        logits_MV = self.model.logits(hidden_TC)
+        logits_MV = logits(step.query_start[chosen + 1] - 1)
         sampled = self._sampler.sample(logits_MV, rows, self._table.tokens_RL, lengths)
+        sampled = replace(sampled, tokens=self._agreed.tokens(sampled.tokens))
         self._table.append(rows, lengths, sampled.tokens)
         return sampled
 
-    def _prompt_logprobs(self, step: Arranged, hidden_TC: Tensor) -> dict[int, list[Logprobs]]:
+    def _prompt_logprobs(
+        self, step: Arranged, logits: Callable[[Indices], Tensor]
+    ) -> dict[int, list[Logprobs]]:
         """Of slices whose request asked for them, by their place in the step."""
         found: dict[int, list[Logprobs]] = {}
         if not self._explained:
@@ -190,10 +238,10 @@ class ModelRunner(Runner):
             stop = min(part.stop, admission.num_prompt - 1)
             if count is None or stop <= part.start:
                 continue
-            first = int(step.query_start[i])
-            rows = hidden_TC[first : first + stop - part.start]
+            first = step.query_start[i]
+            rows = np.arange(first, first + stop - part.start)
             following = admission.tokens[part.start + 1 : stop + 1]
-            found[i] = prompt_logprobs(self.model.logits, rows, following, count)
+            found[i] = prompt_logprobs(logits, rows, following, count)
         return found
 
     def _collect(
@@ -227,15 +275,18 @@ class ModelRunner(Runner):
         memory = self.platform.memory()
         if memory.kind == "statistics":
             return int(memory.snapshot().total * STATISTICS_SHARE)
-        most, peak = self.config.max_batch_tokens, 0
+        most, rows, peak = self.config.max_batch_tokens, self.config.max_requests, 0
         if not self.platform.capabilities.chunked_prefill:
             most = max(most, self.max_model_len)  # as the scheduler does: prompts come whole
+        if self._buckets is not None:
+            most = min(most, self._buckets.tokens[-1])
+            rows = min(rows, self._buckets.requests[-1], self._buckets.decodes[-1])
         self._run_dummy([(0, 1)])  # what only the first step does is not counted
-        for sizes in largest_steps(most, self.config.max_requests, self.max_model_len):
+        for sizes in largest_steps(most, rows, self.max_model_len):
             small = smaller_step(sizes, SAMPLE_TOKENS)
             share = sum(sizes) / sum(stop - start for start, stop in small)
             needed, took_s = self._run_dummy(small)
-            if share > 1 and took_s * share <= MEASURE_S:
+            if share > 1 and self._agreed.all(took_s * share <= MEASURE_S):
                 needed, share = self._run_dummy([(0, size) for size in sizes])[0], 1.0
             peak = max(peak, int(needed * share))
         return peak
@@ -258,8 +309,11 @@ class ModelRunner(Runner):
         del self._layers
         return max(0, needed), took_s
 
-    def _warm_up_inputs(self, num_requests: int, num_tokens: int) -> StepInputs:
+    def _warm_up_inputs(
+        self, num_requests: int, num_tokens: int, shape: Shape | None = None
+    ) -> StepInputs:
         """A step of equal prompts, as the device sees it. No request is alive yet."""
+        assert shape is None, "asked for by a platform that declares no static shapes"
         batch = dummy_batch([(0, num_tokens // num_requests)] * num_requests, self.block_size)
         for admission in batch.admitted:
             self._sampler.admit(self._table.admit(admission), admission)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Admission, Batch, Slice
-from engine.platform import StepInputs, StepMetadata
+from engine.platform import Shape, StepInputs, StepMetadata
 
 Indices = NDArray[np.int64]
 
@@ -33,12 +33,32 @@ class Arranged:
     query_start: Indices  # [N+1]
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What fills a step up to a shape."""
+
+    shape: Shape
+    block: int
+    slot: int
+
+
 class RequestTable:
-    def __init__(self, num_rows: int, max_length: int, block_size: int, device: str) -> None:
+    """`tokens_on`: where the tokens are kept, if not on the device that computes."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        max_length: int,
+        block_size: int,
+        device: str,
+        tokens_on: str | None = None,
+    ) -> None:
         self.block_size = block_size
         self.device = device
+        self.tokens_on = tokens_on or device
         # One column more: the last token of a full context is stored, though never computed.
-        self.tokens_RL = torch.zeros(num_rows, max_length + 1, dtype=torch.int32, device=device)
+        size = (num_rows, max_length + 1)
+        self.tokens_RL = torch.zeros(size, dtype=torch.int32, device=self.tokens_on)
         self._all_tokens = self.tokens_RL.view(-1)
         self._places_a_row = max_length + 1
         num_blocks = -(-max_length // block_size)
@@ -55,7 +75,7 @@ class RequestTable:
         self._rows[admission.key] = row
         self.admissions[admission.key] = admission
         tokens = torch.tensor(admission.tokens, dtype=torch.int32)
-        self.tokens_RL[row, : len(tokens)] = tokens.to(self.device)
+        self.tokens_RL[row, : len(tokens)] = tokens.to(self.tokens_on)
         self.blocks_RB[row] = 0
         return row
 
@@ -85,7 +105,7 @@ class RequestTable:
                 stop = part.blocks_from + len(part.blocks)
                 self.blocks_RB[row, part.blocks_from : stop] = part.blocks
 
-    def inputs(self, step: Arranged) -> StepInputs:
+    def inputs(self, step: Arranged, padding: Padding | None = None) -> StepInputs:
         """The step's tensors, on the device. Nothing here waits for it."""
         sizes_N = step.stops_N - step.starts_N
         rows_T, positions_T = step.rows_N, step.starts_N
@@ -96,14 +116,26 @@ class RequestTable:
         blocks_T, offsets_T = np.divmod(positions_T, self.block_size)
         slots_T = self.blocks_RB[rows_T, blocks_T] * np.int64(self.block_size) + offsets_T
         places_T = rows_T * self._places_a_row + positions_T
-        places, positions, slots = self.to_device(np.array([places_T, positions_T, slots_T]))
-        metadata = self._metadata(step, sizes_N, slots)
-        return StepInputs(self._all_tokens.index_select(0, places).long(), positions, metadata)
+        numbers = np.array([places_T, positions_T, slots_T])
+        if padding is not None:
+            numbers = _pad(numbers, padding)
+        if self.tokens_on != self.device:
+            tokens = self._all_tokens[torch.from_numpy(numbers[0])].numpy()
+            ids, positions, slots = self.to_device(np.array([tokens, *numbers[1:]]))
+        else:
+            places, positions, slots = self.to_device(numbers)
+            ids = self._all_tokens.index_select(0, places).long()
+        if padding is not None:
+            metadata = self._padded_metadata(step, slots, padding)
+        else:
+            metadata = self._metadata(step, sizes_N, slots)
+        return StepInputs(ids, positions, metadata)
 
     def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
-        places = self.to_device(rows_M * self._places_a_row + positions_M)
-        self._all_tokens.index_copy_(0, places, tokens_M.to(torch.int32))
+        places_M = torch.from_numpy(rows_M * self._places_a_row + positions_M)
+        places_M = places_M.to(self.tokens_on, non_blocking=True)
+        self._all_tokens.index_copy_(0, places_M, tokens_M.to(torch.int32))
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -126,6 +158,38 @@ class RequestTable:
             max_length=max_length,
             num_decodes=int(np.count_nonzero(sizes_N == 1)),
         )
+
+    def _padded_metadata(self, step: Arranged, slots: Tensor, padding: Padding) -> StepMetadata:
+        shape, count = padding.shape, len(step.slices)
+        num_blocks_N1 = -(-step.stops_N[:, None] // self.block_size)
+        table_NW = np.full((shape.requests, shape.blocks), padding.block, dtype=np.int32)
+        known_NW = self.blocks_RB[step.rows_N, : shape.blocks]
+        width = known_NW.shape[1]  # less than the bucket's, where that is larger than the context
+        used_NW = np.arange(width) < num_blocks_N1
+        table_NW[:count, :width] = np.where(used_NW, known_NW, padding.block)
+        query_start = np.full(shape.requests + 1, step.query_start[-1], dtype=np.int32)
+        query_start[: count + 1] = step.query_start
+        lengths_N = np.zeros(shape.requests, dtype=np.int32)
+        if shape.decode:
+            query_start = np.arange(shape.requests + 1, dtype=np.int32)
+            lengths_N[:] = 1
+        lengths_N[:count] = step.stops_N
+        return StepMetadata(
+            query_start=self.to_device(query_start),
+            lengths=self.to_device(lengths_N),
+            block_table=self.to_device(table_NW),
+            slots=slots,
+            max_query=1 if shape.decode else shape.tokens,
+            max_length=shape.blocks * self.block_size,
+            num_decodes=shape.requests if shape.decode else 0,
+        )
+
+
+def _pad(numbers_3T: Indices, padding: Padding) -> Indices:
+    """Places, positions and slots of the step's tokens, and after them of what fills it up."""
+    missing = padding.shape.tokens - numbers_3T.shape[1]
+    rest = np.array([[0], [0], [padding.slot]])
+    return np.concatenate([numbers_3T, rest.repeat(missing, axis=1)], axis=1)
 
 
 def _is_long(part: Slice) -> bool:

@@ -1,12 +1,14 @@
 """Log-probabilities of the model's own, unmodified distribution.
 
-Shape legend: M rows, V vocabulary, K most likely tokens, P positions of a prompt, C hidden size.
+Shape legend: M rows, V vocabulary, K most likely tokens, P positions of a prompt.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Logprobs
@@ -64,17 +66,20 @@ def gather_logprobs(logits_MV: Tensor, tokens_M: Tensor, count: int) -> Logprobs
 
 
 def prompt_logprobs(
-    logits: Callable[[Tensor], Tensor], hidden_PC: Tensor, following: Sequence[int], count: int
+    logits: Callable[[NDArray[np.int64]], Tensor],
+    rows_P: NDArray[np.int64],
+    following: Sequence[int],
+    count: int,
 ) -> list[Logprobs]:
     """Of each prompt token, given those before it. Waits for the device.
 
-    `logits` turns hidden states [m, C] into float32 logits [m, V]; `following[p]` is the token
-    after position p, and `count` says how many of the most likely tokens to tell.
+    `logits` gives the float32 logits [m, V] of m rows of a step; `rows_P[p]` is that of position p,
+    `following[p]` the token after it, and `count` says how many of the most likely tokens to tell.
     """
-    tokens_P = torch.tensor(following, dtype=torch.int64).to(hidden_PC.device, non_blocking=True)
     parts = []
     for start in range(0, len(following), _CHUNK):
-        logits_MV = logits(hidden_PC[start : start + _CHUNK])
+        logits_MV = logits(rows_P[start : start + _CHUNK])
+        tokens_M = torch.tensor(following[start : start + _CHUNK], dtype=torch.int64)
         most = min(count, logits_MV.shape[1])
-        parts.append(gather_logprobs(logits_MV, tokens_P[start : start + _CHUNK], most))
+        parts.append(gather_logprobs(logits_MV, tokens_M.to(logits_MV.device), most))
     return [found for part in parts for found in part.to_host([count] * len(part.tokens_M))]

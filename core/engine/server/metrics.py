@@ -196,6 +196,10 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=tuple(self._labels))
             counter.add_metric(tuple(self._labels.values()), value)
             yield counter
+        text = "Programs that the device compiled; should not rise after the start"
+        compiled = CounterMetricFamily("engine:programs_compiled", text, labels=tuple(self._labels))
+        compiled.add_metric(tuple(self._labels.values()), stats.num_compiled)
+        yield compiled
         yield self._cache_config()
 
     def _cache_config(self) -> Metric:

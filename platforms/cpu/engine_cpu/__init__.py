@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.platform import Availability, Platform, PlatformSpec, hookimpl
+from engine.platform import Availability, DeviceProfile, Platform, PlatformSpec, hookimpl
 from engine_cpu.processor import Processor
 
 
@@ -19,21 +19,24 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="cpu",
-            api=(1, 1),
+            api=(1, 2),
             probe=probe,
             create=create,
             priority=0,
             defaults=defaults,
             environment=environment,
+            profile=profile,
         )
     ]
 
 
 def probe() -> Availability:
+    """Its devices are its cores: so many ranks may share it, `--device cpu:0,1` among them."""
     if find_spec("torch") is None:
         return Availability(0, "torch is not installed; pip install 'engine[cpu]'")
     kernels = "native kernels" if find_spec("engine_cpu_kernels") else "torch's operations only"
-    return Availability(1, f"{Processor().describe()}, {kernels}")
+    processor = Processor()
+    return Availability(processor.cores, f"{processor.describe()}, {kernels}")
 
 
 def create(config: EngineConfig, rank: int) -> Platform:
@@ -63,3 +66,9 @@ def environment(rank: int) -> Mapping[str, str]:
         "GOMP_SPINCOUNT": "1000",  # GNU: turns of the loop, a few microseconds
         "KMP_BLOCKTIME": "0",  # LLVM and Intel: milliseconds
     }
+
+
+def profile(device: str) -> DeviceProfile:
+    from engine_cpu.rates import measure  # brings torch
+
+    return measure()

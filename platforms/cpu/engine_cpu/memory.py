@@ -21,11 +21,15 @@ SAMPLE_S = 0.001
 
 
 class HostMemory(MemoryProfiler):
-    """`root` stands for / in tests; the machine's own numbers come from psutil."""
+    """`root` stands for / in tests; the machine's own numbers come from psutil.
+
+    `ranks` share it all alike: each sees a machine of that part of the memory, free or not.
+    """
 
     kind = "measured"
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), ranks: int = 1) -> None:
+        self._ranks = ranks
         self._cgroups = Cgroups(root)
         self._process = psutil.Process()
         self._peak: KernelPeak | SampledPeak = KernelPeak(root / "proc/self")
@@ -43,9 +47,9 @@ class HostMemory(MemoryProfiler):
         if address_space is not None:
             totals.append(address_space)
             frees.append(address_space - info.vms)
-        total = min(totals)
+        total = min(totals) // self._ranks
         used = min(info.rss, total)
-        free = min(max(0, min(frees)), total)
+        free = min(max(0, min(frees)) // self._ranks, total)
         return MemorySnapshot(total, free, used, max(used, self._peak.read()))
 
     @contextmanager

@@ -1,8 +1,8 @@
 """The parts of the CPU platform."""
 
-import os
-from collections import Counter
+from collections.abc import Sequence
 
+from engine.compiled import Groups
 from engine.config import EngineConfig
 from engine.errors import UnsupportedError
 from engine.platform import (
@@ -15,11 +15,9 @@ from engine.platform import (
     MemoryProfiler,
     OpTable,
     Platform,
-    SoloCommunicator,
 )
 from engine_cpu import native, ops, quantized
 from engine_cpu.attention import PagedAttention
-from engine_cpu.communicator import GlooCommunicator
 from engine_cpu.memory import HostMemory
 from engine_cpu.processor import Processor
 
@@ -45,6 +43,22 @@ def capabilities(processor: Processor, *, with_native: bool) -> Capabilities:
     )
 
 
+class NoNativeAttention(PagedAttention):
+    """Stands for the native backend where its kernels cannot be used, and says why."""
+
+    @classmethod
+    def unsupported(cls, spec: AttentionSpec) -> str | None:
+        return native.available() or "the kernels were out of use when the platform was made"
+
+
+def attention_backends(without_native: str | None) -> Sequence[type[AttentionBackend]]:
+    if without_native is not None:
+        return (NoNativeAttention, PagedAttention)
+    from engine_cpu.native.attention import NativeAttention
+
+    return (NativeAttention, PagedAttention)
+
+
 class CpuPlatform(Platform):
     """All ranks of an engine share one CPU and its memory; each has its share of the cores.
 
@@ -59,9 +73,9 @@ class CpuPlatform(Platform):
         super().__init__(config, rank)
         self.without_native = native.available()
         self.capabilities = capabilities(Processor(), with_native=self.without_native is None)
-        self._memory = HostMemory()
-        self._communicators: list[Communicator] = []
-        self._groups_made: Counter[tuple[int, ...]] = Counter()
+        self.attention_backends = attention_backends(self.without_native)
+        self._memory = HostMemory(ranks=config.tensor_parallel)
+        self._groups = Groups(rank)
 
     @property
     def device(self) -> str:
@@ -71,18 +85,12 @@ class CpuPlatform(Platform):
         return self._memory
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
-        reasons = {"native": self.without_native}
-        if self.without_native is None:
-            from engine_cpu.native.attention import NativeAttention
-
-            reasons["native"] = NativeAttention.unsupported(spec)
-            if reasons["native"] is None:
-                return NativeAttention(spec, self.device)
-        reasons["torch"] = PagedAttention.unsupported(spec)
-        if reasons["torch"] is None:
-            return PagedAttention(spec, self.device)
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise UnsupportedError(f"paged attention of the CPU platform: {why}")
+        reasons = []
+        for backend in self.attention_backends:
+            if (why := backend.unsupported(spec)) is None:
+                return backend(spec, self.device)
+            reasons.append(f"{backend.__name__}: {why}")
+        raise UnsupportedError(f"paged attention of the CPU platform: {'; '.join(reasons)}")
 
     def graphs(self) -> GraphRunner:
         if self.without_native is not None:
@@ -92,23 +100,7 @@ class CpuPlatform(Platform):
         return TapeRunner(self.config.max_batch_tokens)
 
     def communicator(self, ranks: tuple[int, ...]) -> Communicator:
-        """
-        Raises:
-            UnsupportedError: there are several ranks, and no address where they could meet.
-        """
-        if len(ranks) == 1:
-            return SoloCommunicator()
-        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        if not address or not port:
-            raise UnsupportedError(
-                f"ranks {ranks} of the CPU platform need a place to meet; set MASTER_ADDR and"
-                " MASTER_PORT to the same free port for each of them"
-            )
-        instance = self._groups_made[ranks]
-        self._groups_made[ranks] += 1
-        made = GlooCommunicator(f"tcp://{address}:{port}", self.rank, ranks, instance=instance)
-        self._communicators.append(made)
-        return made
+        return self._groups.join(ranks)
 
     def ops(self, table: OpTable) -> None:
         ops.register(table)
@@ -121,5 +113,4 @@ class CpuPlatform(Platform):
                 module.register(table)
 
     def close(self) -> None:
-        while self._communicators:
-            self._communicators.pop().close()
+        self._groups.close()

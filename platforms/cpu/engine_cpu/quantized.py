@@ -37,8 +37,8 @@ def register(table: OpTable) -> None:
 
 
 def _register(table: OpTable, quantization: str, bits: int) -> None:
-    def serves(**facts: object) -> bool:
-        return facts.get("quantization") == quantization
+    def unserved(**facts: object) -> str | None:
+        return other_weights(quantization, facts.get("quantization"))
 
     def linear(weight: Tensor, bias: Tensor | None) -> QuantizedLinear:
         return QuantizedLinear(weight, bias, bits)
@@ -51,8 +51,15 @@ def _register(table: OpTable, quantization: str, bits: int) -> None:
         return Experts(gate_up_EGW, down_EWF, lambda weight: QuantizedLinear(weight, None, bits))
 
     for factory in (linear, tied_embedding, mixture_of_experts):
-        add = table.register(factory.__name__, source=SOURCE, priority=PRIORITY, when=serves)
+        add = table.register(factory.__name__, source=SOURCE, priority=PRIORITY, unless=unserved)
         add(factory)
+
+
+def other_weights(made: str, wanted: object) -> str | None:
+    """Why factories that make weights of `made` do not serve where `wanted` is asked for."""
+    if wanted == made:
+        return None
+    return f"it rounds weights to {made}, and {wanted or 'no rounding'} is asked for"
 
 
 class QuantizedLinear:

@@ -128,3 +128,10 @@ def test_memory_that_is_only_kept_for_reuse_is_given_back() -> None:
     assert held > 100 * MIB
     assert memory.snapshot().used - before < 30 * MIB
     assert len(keep) == 20
+
+
+def test_ranks_share_the_machine_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 64000 * MIB, 50000 * MIB)
+    now = HostMemory(tmp_path, ranks=4).snapshot()
+    assert (now.total, now.free) == (16000 * MIB, 12500 * MIB)
+    assert now.used == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)  # its own alone

@@ -38,3 +38,11 @@ def _loaded() -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"engine-cpu-kernels cannot be loaded: {error}"
     return None
+
+
+def refuses(*, dtype: str, device: str, **_: object) -> str | None:
+    """Why the kernels do not serve a layer of these facts, or None when they do."""
+    if not device.startswith("cpu"):
+        return f"it computes on the CPU, not on {device}"
+    names = [str(each).removeprefix("torch.") for each in DTYPES]
+    return None if dtype in names else f"dtype {dtype} is not one of {', '.join(names)}"

@@ -13,7 +13,7 @@ from engine_cpu_kernels import library
 from torch import Tensor
 
 from engine.platform import OpTable
-from engine_cpu.native import DTYPES
+from engine_cpu.native import DTYPES, refuses
 from engine_cpu.native.memory import NotRecordable, allocate, empty, recording
 
 SOURCE = "cpu-native"
@@ -26,12 +26,17 @@ _look_up = library().ek_linear_look_up
 def register(table: OpTable) -> None:
     """Add them to a table that the core has filled."""
     for function in (linear, tied_embedding):
-        table.register(function.__name__, source=SOURCE, priority=PRIORITY, when=_serves)(function)
+        table.register(function.__name__, source=SOURCE, priority=PRIORITY, unless=_refuses)(
+            function
+        )
 
 
-def _serves(*, dtype: str, device: str, quantization: str | None = None, **_: object) -> bool:
-    names = {str(each).removeprefix("torch.") for each in DTYPES}
-    return device.startswith("cpu") and dtype in names and quantization is None
+def _refuses(
+    *, dtype: str, device: str, quantization: str | None = None, **_: object
+) -> str | None:
+    if quantization is not None:
+        return f"it keeps weights as they are, not in {quantization}"
+    return refuses(dtype=dtype, device=device)
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> "PackedLinear":

@@ -17,7 +17,7 @@ from engine_cpu_kernels import library
 from torch import Tensor, float32
 
 from engine.platform import OpTable
-from engine_cpu.native import DTYPES
+from engine_cpu.native import DTYPES, refuses
 from engine_cpu.native.memory import NotRecordable, empty, recording
 
 SOURCE = "cpu-native"
@@ -44,11 +44,9 @@ def register(table: OpTable) -> None:
         gelu_tanh_and_multiply,
         embedding,
     ):
-        table.register(function.__name__, source=SOURCE, priority=PRIORITY, when=_serves)(function)
-
-
-def _serves(*, dtype: str, device: str, **_: object) -> bool:
-    return device.startswith("cpu") and dtype in {str(one).split(".")[-1] for one in DTYPES}
+        table.register(function.__name__, source=SOURCE, priority=PRIORITY, unless=refuses)(
+            function
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -16,9 +16,9 @@ from engine_cpu_kernels import library
 from torch import Tensor
 
 from engine.platform import OpTable
-from engine_cpu.native import DTYPES
+from engine_cpu.native import DTYPES, refuses
 from engine_cpu.native.memory import NotRecordable, allocate, empty, recording
-from engine_cpu.quantized import BITS, Experts
+from engine_cpu.quantized import BITS, Experts, other_weights
 
 SOURCE = "cpu-native"
 PRIORITY = 20
@@ -34,10 +34,9 @@ def register(table: OpTable) -> None:
 
 
 def _register(table: OpTable, quantization: str, bits: int) -> None:
-    def serves(*, dtype: str, device: str, **facts: object) -> bool:
-        names = {str(each).removeprefix("torch.") for each in DTYPES}
-        wanted = facts.get("quantization") == quantization
-        return wanted and device.startswith("cpu") and dtype in names
+    def unserved(*, dtype: str, device: str, **facts: object) -> str | None:
+        wanted = facts.get("quantization")
+        return other_weights(quantization, wanted) or refuses(dtype=dtype, device=device)
 
     def linear(weight: Tensor, bias: Tensor | None) -> QuantizedLinear:
         return QuantizedLinear(weight, bias, bits)
@@ -50,7 +49,7 @@ def _register(table: OpTable, quantization: str, bits: int) -> None:
         return Experts(gate_up_EGW, down_EWF, lambda weight: QuantizedLinear(weight, None, bits))
 
     for factory in (linear, tied_embedding, mixture_of_experts):
-        add = table.register(factory.__name__, source=SOURCE, priority=PRIORITY, when=serves)
+        add = table.register(factory.__name__, source=SOURCE, priority=PRIORITY, unless=unserved)
         add(factory)
 
 

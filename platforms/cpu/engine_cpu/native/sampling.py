@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.platform import OpTable
+from engine_cpu.native import refuses
 from engine_cpu.native.memory import NotRecordable, empty, recording
 
 SOURCE = "cpu-native"
@@ -31,11 +32,9 @@ _sample = library().ek_sample
 def register(table: OpTable) -> None:
     """Add them to a table that the core has filled."""
     for function in (argmax, sample):
-        table.register(function.__name__, source=SOURCE, priority=PRIORITY, when=_serves)(function)
-
-
-def _serves(*, device: str, **_: object) -> bool:
-    return device.startswith("cpu")
+        table.register(function.__name__, source=SOURCE, priority=PRIORITY, unless=refuses)(
+            function
+        )
 
 
 def argmax(scores_MV: Tensor) -> tuple[Tensor, Tensor]:

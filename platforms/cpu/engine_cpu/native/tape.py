@@ -9,7 +9,6 @@ A tape knows native kernels only. If the model computes anything with torch in b
 while it is recorded, and the model is run as it is written, operation by operation.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.platform import EagerRunner, Forward, GraphRunner, StepInputs
+from engine.platform import EagerRunner, Forward, GraphRunner, MakeInputs, StepInputs
 from engine_cpu.native.attention import NativeAttention, NativePlan
 from engine_cpu.native.memory import Arena, NotRecordable, record
 
@@ -86,7 +85,7 @@ class TapeRunner(GraphRunner):
         self._tape: Tape | None = None
         self.reason: str | None = "nothing was recorded yet"
 
-    def warm_up(self, forward: Forward, make_inputs: Callable[[int, int], StepInputs]) -> None:
+    def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
         self._eager.warm_up(forward, make_inputs)
         try:
             self._tape = Tape(forward, make_inputs(1, 1), self._max_tokens)

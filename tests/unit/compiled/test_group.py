@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.compiled import GroupCommunicator
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.platform import Communicator
-from engine_cpu.communicator import GlooCommunicator
 from engine_cpu.platform import CpuPlatform
 
 #: Importing torch takes seconds on a busy machine.
@@ -50,7 +50,7 @@ def of_rank(rank: int, *shape: int) -> Tensor:
 
 
 def every_collective(rank: int, place: str) -> None:
-    group = GlooCommunicator(place, rank, (0, 1), timeout_s=60)
+    group = GroupCommunicator(place, rank, (0, 1), timeout_s=60)
     assert (group.rank, group.size) == (rank, 2)
     for dtype in DTYPES:
         check_reductions(group, dtype)
@@ -98,6 +98,30 @@ def test_two_processes_do_every_collective() -> None:
     play("every_collective", f"tcp://127.0.0.1:{free_port()}", 2)
 
 
+def through_a_registered_backend(rank: int, place: str) -> None:
+    made = []
+
+    def create(store, rank, size, timeout):
+        made.append(torch.distributed.ProcessGroupGloo(store, rank, size, timeout))
+        return made[-1]
+
+    torch.distributed.Backend.register_backend("vendor", create, devices=["cpu"])
+    group = GroupCommunicator(place, rank, (0, 1), backend="vendor", timeout_s=60)
+    check_reductions(group, torch.float32)
+    check_moves(group, torch.float32)
+    assert len(made) == 1
+    group.close()
+
+
+def test_a_vendor_s_own_backend_does_every_collective(tmp_path: Path) -> None:
+    play("through_a_registered_backend", f"file://{tmp_path}/meet", 2)
+
+
+def test_a_backend_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no distributed backend 'nonesuch'; it has gloo"):
+        GroupCommunicator(f"file://{tmp_path}/meet", 0, (0,), backend="nonesuch")
+
+
 def groups_of_a_platform(rank: int, port: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -122,7 +146,7 @@ def test_a_platform_makes_groups_of_some_of_its_ranks() -> None:
 
 
 def leaves_early(rank: int, place: str) -> None:
-    group = GlooCommunicator(place, rank, (0, 1), timeout_s=TIMEOUT_S)
+    group = GroupCommunicator(place, rank, (0, 1), timeout_s=TIMEOUT_S)
     assert group.all_reduce(torch.tensor([rank])).item() == 1
     if rank == 0:
         with pytest.raises(RuntimeError):
@@ -135,13 +159,13 @@ def test_a_rank_that_left_is_an_error_and_no_hang(tmp_path: Path) -> None:
 
 def test_only_members_may_join() -> None:
     with pytest.raises(ConfigError, match=r"rank 2 cannot join the group of ranks \(0, 1\)"):
-        GlooCommunicator("tcp://127.0.0.1:1", 2, (0, 1))
+        GroupCommunicator("tcp://127.0.0.1:1", 2, (0, 1))
 
 
 @pytest.mark.parametrize("place", ["", "env://", "tcp://127.0.0.1", "file://", "127.0.0.1:80"])
 def test_a_place_that_is_none_is_refused(place: str) -> None:
     with pytest.raises(ConfigError, match="tcp://HOST:PORT or file:///PATH"):
-        GlooCommunicator(place, 0, (0, 1))
+        GroupCommunicator(place, 0, (0, 1))
 
 
 if __name__ == "__main__":

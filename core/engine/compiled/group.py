@@ -1,15 +1,19 @@
-"""Collectives between processes, of one machine or several, through gloo.
+"""Collectives between processes, of one machine or several, through any backend that torch has.
 
 The process group is this object's own: torch's default group, which the program around the engine
 may use for itself, is left alone. Only the members of a group need to make it.
 """
 
+import os
+from collections import Counter
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but not re-exported
+    Backend,
     FileStore,
     PrefixStore,
     ProcessGroup,
@@ -18,17 +22,60 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but not
     TCPStore,
 )
 
-from engine.errors import ConfigError
-from engine.platform import Communicator
+from engine.errors import ConfigError, UnsupportedError
+from engine.platform import Communicator, SoloCommunicator
 
 #: Longer than loading the weights of a large model from a slow disk on another rank.
 TIMEOUT_S = 1800.0
 
 
-class GlooCommunicator(Communicator):
+class Groups:
+    """Makes the groups of one rank, which meet where MASTER_ADDR and MASTER_PORT say."""
+
+    def __init__(self, rank: int, *, backend: str = "gloo", device: str = "cpu") -> None:
+        self._rank = rank
+        self._backend = backend
+        self._device = device
+        self._made: Counter[tuple[int, ...]] = Counter()
+        self._open: list[Communicator] = []
+
+    def join(self, ranks: tuple[int, ...]) -> Communicator:
+        """
+        Raises:
+            UnsupportedError: there are several ranks, and no address where they could meet.
+        """
+        if len(ranks) == 1:
+            return SoloCommunicator()
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        if not address or not port:
+            raise UnsupportedError(
+                f"ranks {ranks} need a place to meet; set MASTER_ADDR and MASTER_PORT to the same"
+                " free port for each of them"
+            )
+        made = GroupCommunicator(
+            f"tcp://{address}:{port}",
+            self._rank,
+            ranks,
+            backend=self._backend,
+            device=self._device,
+            instance=self._made[ranks],
+        )
+        self._made[ranks] += 1
+        self._open.append(made)
+        return made
+
+    def close(self) -> None:
+        """Leave them all. Safe to call twice."""
+        while self._open:
+            self._open.pop().close()
+
+
+class GroupCommunicator(Communicator):
     """The group of `ranks`; methods count its members from 0 in that order.
 
     Args:
+        backend: "gloo", or a name given to `torch.distributed.Backend.register_backend`.
+        device: the type of the tensors, as torch spells it.
         init_method: where the processes meet: "tcp://HOST:PORT", at which rank 0 of all, member of
             this group or not, has or will have such an object; or "file:///PATH" of a file that all
             can write and that does not exist before.
@@ -38,7 +85,8 @@ class GlooCommunicator(Communicator):
         timeout_s: seconds after which a collective that not all members reached is an error.
 
     Raises:
-        ConfigError: `rank` is no member, or `init_method` is neither of the two.
+        ConfigError: `rank` is no member, `init_method` is neither of the two, or there is no such
+            backend.
         RuntimeError: not all members came to the place in time; so in any method when one left.
     """
 
@@ -48,6 +96,8 @@ class GlooCommunicator(Communicator):
         rank: int,
         ranks: tuple[int, ...],
         *,
+        backend: str = "gloo",
+        device: str = "cpu",
         instance: int = 0,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -58,10 +108,12 @@ class GlooCommunicator(Communicator):
         timeout = timedelta(seconds=timeout_s)
         # Kept: rank 0's store is the one that the others talk to.
         self._store: Store | None = _meet(init_method, rank, timeout)
-        name = f"{'-'.join(map(str, ranks))}/{instance}"
-        self._group: ProcessGroup | None = _join(
-            PrefixStore(name, self._store), self.rank, self.size, timeout
-        )
+        store = PrefixStore(f"{'-'.join(map(str, ranks))}/{instance}", self._store)
+        group = ProcessGroup(store, self.rank, self.size)
+        made, kind = _make(backend, store, self.rank, self.size, timeout)
+        group._set_default_backend(kind)
+        group._register_backend(torch.device(device), kind, made)
+        self._group: ProcessGroup | None = group
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -114,12 +166,22 @@ class GlooCommunicator(Communicator):
         return self._group
 
 
-def _join(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroup:
-    group = ProcessGroup(store, rank, size)
-    group._set_default_backend(ProcessGroup.BackendType.GLOO)
-    gloo = ProcessGroupGloo(store, rank, size, timeout)
-    group._register_backend(torch.device("cpu"), ProcessGroup.BackendType.GLOO, gloo)
-    return group
+def _make(
+    backend: str, store: Store, rank: int, size: int, timeout: timedelta
+) -> "tuple[Any, ProcessGroup.BackendType]":
+    if backend == "gloo":
+        made = ProcessGroupGloo(store, rank, size, timeout)
+        return made, ProcessGroup.BackendType.GLOO
+    plugin = Backend._plugins.get(backend.upper())
+    if plugin is None:
+        known = ", ".join(["gloo", *(name.lower() for name in Backend._plugins)])
+        raise ConfigError(f"torch has no distributed backend {backend!r}; it has {known}")
+    if plugin.extended_api:
+        raise ConfigError(
+            f"the distributed backend {backend!r} was registered with the extended interface; a"
+            " group of ranks needs one that is made from (store, rank, size, timeout)"
+        )
+    return plugin.creator_fn(store, rank, size, timeout), ProcessGroup.BackendType.CUSTOM
 
 
 def _meet(init_method: str, rank: int, timeout: timedelta) -> Store:
