@@ -51,6 +51,12 @@ ENGINE: Mapping[str, Words] = {
     "overlap": Words("start a step before the tokens of the last one were read; unset: if it pays"),
     "seed": Words("seed of the random choices that no request's own seed decides"),
     "trust_remote_code": Words("run Python code that comes with a model; off unless you ask"),
+    "tensor_parallel": Words("devices that share the model, a process for each", metavar="COUNT"),
+    "step_timeout_s": Words(
+        "a step that takes longer hangs, and the engine ends with an error; 0: no limit",
+        "--step-timeout",
+        "SECONDS",
+    ),
 }
 
 SAMPLING: Mapping[str, Words] = {

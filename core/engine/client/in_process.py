@@ -6,6 +6,7 @@ from typing import Any
 from engine.client.target import ASSEMBLE, Engine, build
 from engine.facts import EngineFacts, Stats
 from engine.request import Delta, Submission
+from engine.watchdog import InterruptingWatchdog
 
 
 class InProcessEngine:
@@ -14,6 +15,7 @@ class InProcessEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = engine.loop
+        self._watchdog = InterruptingWatchdog(engine.facts.step_timeout_s)
 
     @classmethod
     def start(cls, settings: Mapping[str, Any], *, target: str = ASSEMBLE) -> "InProcessEngine":
@@ -43,7 +45,10 @@ class InProcessEngine:
         Raises:
             RequestError: the engine refuses it.
             CapacityError: it could never fit.
+            EngineDeadError: a step of this engine hung.
         """
+        if self._watchdog.died is not None:
+            raise self._watchdog.died
         self._loop.submit(submission)
 
     def abort(self, id: str) -> list[Delta]:
@@ -51,9 +56,14 @@ class InProcessEngine:
         return self._loop.abort(id)
 
     def step(self) -> list[Delta]:
-        """Compute one step; what changed."""
-        return self._loop.step()
+        """Compute one step; what changed.
+
+        Raises:
+            EngineDeadError: several steps in a row failed, or this one or an earlier one hung.
+        """
+        return self._watchdog.run(self._loop.step)
 
     def close(self) -> None:
         """Give memory and device back. May be called twice."""
+        self._watchdog.close()
         self._engine.close()

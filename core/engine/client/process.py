@@ -26,9 +26,13 @@ from engine.client.target import Engine, build
 from engine.client.wire import EngineWire, Unreadable
 from engine.errors import ConfigError, EngineError
 from engine.request import Delta
+from engine.watchdog import Watchdog, hang_error
 
 #: Exit code after a failure that was reported to the client.
 FAILED = 1
+
+#: Step timeouts after which a process whose watchdog cannot run ends itself, and seconds on top.
+KILL_TIMEOUTS, KILL_S = 2.0, 60.0
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,9 @@ class EngineProcess:
         self._refused: list[tuple[str, Failure]] = []
         self._deltas: list[Delta] = []
         self._stats = engine.loop.stats
+        timeout_s = engine.facts.step_timeout_s or 0.0
+        kill_s = KILL_TIMEOUTS * timeout_s + KILL_S
+        self._watchdog = Watchdog(timeout_s, self._die_hung, kill_s=kill_s)
 
     def run(self) -> None:
         """Return when told to stop; an idle engine sleeps until a message comes.
@@ -53,12 +60,19 @@ class EngineProcess:
             Exception: whatever the loop raises: then the engine is done for.
         """
         self._wire.send(Ready(self._engine.facts, self._stats))
+        try:
+            self._run()
+        finally:
+            self._watchdog.close()
+
+    def _run(self) -> None:
         while True:
             self._take_messages()
             if self._stopped:
                 return
             if not self._loop.idle:
-                self._deltas += self._loop.step()
+                with self._watchdog:
+                    self._deltas += self._loop.step()
             self._report()
 
     def _take_messages(self) -> None:
@@ -89,6 +103,11 @@ class EngineProcess:
                 log.error("a message could not be read: %s", reason)
                 if (waiting := message.submission_id) is not None:
                     self._refused.append((waiting, Failure("RequestError", reason)))
+
+    def _die_hung(self, began: float) -> None:
+        """In the watchdog's thread: the one that steps can do nothing, not even end."""
+        self._wire.send_last(Died(Failure.of(hang_error(self._watchdog.timeout_s))))
+        os._exit(FAILED)
 
     def _report(self) -> None:
         """All news in one message."""

@@ -329,7 +329,7 @@ async def test_signals_to_the_whole_group_leave_the_decision_to_the_client(start
 
 async def test_only_this_user_can_reach_the_socket(start: Start) -> None:
     engine = await start()
-    folder = Path(psutil.Process(engine.pid).cmdline()[-1].removeprefix("ipc://")).parent
+    folder = Path(psutil.Process(engine.pid).cmdline()[-1].removeprefix("ipc://"))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     await engine.close()
     assert not folder.exists()
@@ -340,7 +340,7 @@ async def test_garbage_on_the_socket_harms_nobody(start: Start) -> None:
     reader = asyncio.create_task(collect(engine, submission(max_tokens=50)))
     await eventually(lambda: engine.stats.num_running == 1)
     for garbage in (b"", b"\xc1", b"\x81\xa4type\xa6Submit", os.urandom(100)):
-        engine._wire._socket.send(garbage)
+        engine._wire._orders.send(garbage)
     assert len(tokens(await reader)) == 50
 
 
