@@ -3,78 +3,15 @@
 The same check passes on the platform that is right.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from broken_platforms import with_attention, with_platform
 
-from engine.errors import ConfigError
 from engine.platform import Availability, Capabilities, MemorySnapshot
-from engine.testing import certify
-from engine.testing.checks import LEVELS, Status, Subject, cases, run, tiny_model
+from engine.testing.checks import Status
 from engine.testing.null import NullPlatform, NullRunner, null_spec
-
-CASES = {case.id: case for level in LEVELS for case in cases(level)}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model.make(tmp_path_factory.mktemp("tiny-model"))
-
-
-@pytest.fixture
-def judge(model):
-    """The result of one case for one spec."""
-    subjects = []
-
-    def judge(case, spec, **options):
-        subjects.append(Subject(spec, model, **options))
-        return run(CASES[case], subjects[-1])
-
-    yield judge
-    for subject in subjects:
-        subject.close()
-
-
-@pytest.fixture
-def good(acme):
-    [spec] = acme.engine_platforms()
-    return spec
-
-
-@pytest.fixture
-def assert_found(judge, good):
-    """The case passes for the good platform, and fails for the broken one, for this reason."""
-
-    def assert_found(case, broken, reason):
-        before = judge(case, good)
-        assert before.status is Status.PASSED, before.reason
-        after = judge(case, broken)
-        assert after.status is Status.FAILED
-        assert reason in after.reason
-
-    return assert_found
-
-
-def with_platform(good, **members):
-    """The good spec, its platform a subclass with other members."""
-
-    def create(config, rank):
-        from engine_acme_npu.platform import AcmePlatform
-
-        return type("Broken", (AcmePlatform,), members)(config, rank)
-
-    return replace(good, create=create)
-
-
-def with_attention(good, **members):
-    """The good spec, its attention backend a subclass with other members."""
-    from engine_acme_npu.attention import AcmeAttention
-
-    backend = type("Broken", (AcmeAttention,), members)
-    return with_platform(good, attention=lambda self, spec: backend(spec, self.device))
-
 
 # Discovery
 
@@ -338,26 +275,3 @@ def test_a_runner_that_never_answers_is_found(judge, monkeypatch):
 
     found = judge("runner/float32/alone", replace(null_spec(), create=MutePlatform), counts_up=True)
     assert found.status is Status.FAILED
-
-
-# The certificate
-
-
-def test_one_failure_is_enough_to_be_refused_a_certificate(good):
-    broken = replace(good, defaults=lambda: {"prefix_caching": "yes"}, api=(1, 7))
-    results = certify.examine(broken, "acme", ["discovery"])
-    certificate = certify.certify(broken, "acme", results)
-    assert certificate["totals"]["failed"] == 1
-    assert not certificate["passed"]
-    assert json.loads(json.dumps(certificate)) == certificate
-
-
-def test_a_platform_of_which_nothing_was_checked_gets_no_certificate(good):
-    assert not certify.certify(good, "acme", [])["passed"]
-
-
-def test_an_unknown_device_is_an_error_not_a_certificate(tmp_path):
-    path = tmp_path / "certificate.json"
-    with pytest.raises(ConfigError, match="nonesuch"):
-        certify.run("nonesuch", str(path))
-    assert not path.exists()

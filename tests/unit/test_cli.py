@@ -186,18 +186,23 @@ def test_serve_hands_settings_and_options_on(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [({"model": "here", "device": "cpu"}, ServerOptions(port=1))]
 
 
-def test_certify_hands_device_and_file_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certify_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.testing import certify
 
     seen = []
 
-    def fake(device: str, json_path: str | None) -> int:
-        seen.append((device, json_path))
+    def fake(device: str, json_path: str | None, **options: object) -> int:
+        seen.append((device, json_path, options))
         return 1
 
     monkeypatch.setattr(certify, "run", fake)
     assert main(["certify", "--device", "acme", "--json", "x.json"]) == 1
-    assert seen == [("acme", "x.json")]
+    levels = ["--level", "ops", "--level", "runner"]
+    assert main(["certify", *levels, "--perf", "--known-failures", "known.toml"]) == 1
+    assert seen == [
+        ("acme", "x.json", {"levels": [], "perf": False, "known_path": None}),
+        ("auto", None, {"levels": ["ops", "runner"], "perf": True, "known_path": "known.toml"}),
+    ]
 
 
 # -- generate, chat, eval: with a model that answers from a list

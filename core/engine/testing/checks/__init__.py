@@ -4,10 +4,12 @@
 of `engine.testing.conformance` and `engine certify` are two ways to run the same list.
 """
 
-from engine.testing.checks.case import LEVELS, Case, Result, Status, run
+import importlib
+
+from engine.testing.checks.case import LEVELS, PERF, Case, Result, Status, run, strict
 from engine.testing.checks.subject import Subject
 
-__all__ = ["LEVELS", "Case", "Result", "Status", "Subject", "cases", "run"]
+__all__ = ["LEVELS", "PERF", "Case", "Result", "Status", "Subject", "cases", "run", "strict"]
 
 
 def cases(level: str) -> tuple[Case, ...]:
@@ -16,13 +18,7 @@ def cases(level: str) -> tuple[Case, ...]:
     Raises:
         KeyError: there is no such level.
     """
-    from engine.testing.checks import attention, discovery, memory, ops, runner, scheduler
-
-    return {
-        "discovery": discovery.CASES,
-        "memory": memory.CASES,
-        "ops": ops.CASES,
-        "attention": attention.CASES,
-        "runner": runner.CASES,
-        "scheduler": scheduler.CASES,
-    }[level]
+    if level not in (*LEVELS, PERF):
+        raise KeyError(level)
+    found: tuple[Case, ...] = importlib.import_module(f"{__name__}.{level}").CASES
+    return found

@@ -22,6 +22,9 @@ from engine.testing.checks.subject import Subject
 #: fast kernels round the attention weights too.
 TOLERANCES = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
+#: For caches that round to this few bits, each in a way of its own.
+KV_TOLERANCES = {"int8": 3e-2, "fp8_e4m3": 1e-1, "fp8_e5m2": 2e-1}
+
 #: Tokens: one, and one less, equal to and one more than multiples of the usual block size.
 LENGTHS = (1, 15, 16, 17, 255, 257)
 RATIOS = ((4, 4), (8, 2), (7, 1), (8, 1), (14, 2))
@@ -241,12 +244,14 @@ def follows(script: _Script, dtype: str, **spec: Any) -> Callable[[Subject], flo
 def _cases(dtype: str) -> list[Case]:
     tolerance = TOLERANCES[dtype]
 
-    def case(name: str, script: _Script, *skips: Any, optional: bool, **spec: Any) -> Case:
+    def case(
+        name: str, script: _Script, *skips: Any, optional: bool, coarse: float = 0.0, **spec: Any
+    ) -> Case:
         return Case(
             id=f"attention/{dtype}/{name}",
             level="attention",
             check=follows(script, dtype, **spec),
-            tolerance=tolerance,
+            tolerance=max(tolerance, coarse),
             skip=all_of(needs_dtype(dtype), script.skip, *skips),
             optional=optional,
             wide=True,
@@ -264,6 +269,19 @@ def _cases(dtype: str) -> list[Case]:
             case(f"kv-{kv}", chunks, needs_kv_dtype(kv), optional=True, kv_dtype=kv)
             for kv in TOLERANCES
             if kv != dtype
+        ),
+        *(
+            case(
+                f"kv-{kv}-{script.name}",
+                script,
+                needs_kv_dtype(kv),
+                optional=True,
+                coarse=coarse,
+                kv_dtype=kv,
+            )
+            for kv, coarse in KV_TOLERANCES.items()
+            for script in SCRIPTS
+            if script.name in ("chunks", "decode-batch", "copy-many")
         ),
     ]
 

@@ -16,6 +16,9 @@ from engine.testing.checks.oracle import Oracle
 #: More steps than any case needs: a loop that does not end is a failure, not a wait.
 MOST_STEPS = 20_000
 
+#: In every error that is made on purpose, so that one can tell whether it was reported.
+MARK = "injected fault"
+
 
 @dataclass(slots=True)
 class Answer:
@@ -146,14 +149,14 @@ class FaultyRunner(Runner):
         self._step += 1
         fails = self._step in self._fail_at
         if fails and not self._late:
-            raise RuntimeError("injected fault: the step was not started")
+            raise RuntimeError(f"{MARK}: the step was not started")
         pending = self._inner.execute(batch)
         if not fails:
             return pending
 
         def lost() -> StepOutput:
             pending.result()
-            raise RuntimeError("injected fault: the result was lost")
+            raise RuntimeError(f"{MARK}: the result was lost")
 
         return Pending(batch, lost)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.platform import AttentionSpec, Platform, StepMetadata
+from engine.platform import AttentionBackend, AttentionSpec, KVCache, Platform, StepMetadata
 from engine.testing.checks.numbers import DTYPES, generator, relative_error
 
 #: What blocks hold before a case: far from any right key or value, and a number in every dtype.
@@ -112,51 +112,25 @@ class Paged:
         return torch.randn(*shape, generator=self._random).to(DTYPES[self.spec.dtype])
 
     def _fill(self, blocks: Sequence[int], value: float) -> None:
-        """Write `value` over whole blocks, each as a prompt of its own."""
-        size, spec = self.spec.block_size, self.spec
-        rows = len(blocks) * size
-        filled = torch.full((rows, spec.num_kv_heads, spec.head_dim), value)
-        filled = filled.to(DTYPES[spec.dtype])
-        q = torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=DTYPES[spec.dtype])
-        self._forward(q, filled, filled, [([block], 0, size) for block in blocks])
+        self._cache = filled(self._backend, self._cache, blocks, value)
 
     def _forward(
         self, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[tuple[list[int], int, int]]
     ) -> Tensor:
         """One step on the device; the result on the host."""
         device = self.platform.device
-        plan = self._backend.plan(self._metadata(spans))
+        plan = self._backend.plan(_metadata(spans, self.spec.block_size, device))
         out, self._cache = self._backend.forward(
             q.to(device), k.to(device), v.to(device), self._cache, plan
         )
         self.platform.synchronize()
         return out.cpu()
 
-    def _metadata(self, spans: Sequence[tuple[list[int], int, int]]) -> StepMetadata:
-        size, device = self.spec.block_size, self.platform.device
-        sizes = [stop - start for _, start, stop in spans]
-        used = [-(-stop // size) for _, _, stop in spans]
-        table = torch.zeros(len(spans), max(used), dtype=torch.int32)
-        slots: list[int] = []
-        for row, (blocks, start, stop) in enumerate(spans):
-            table[row, : used[row]] = torch.tensor(blocks[: used[row]], dtype=torch.int32)
-            slots += [blocks[i // size] * size + i % size for i in range(start, stop)]
-        starts = torch.tensor([0, *sizes]).cumsum(0)
-        lengths = torch.tensor([stop for _, _, stop in spans])
-        return StepMetadata(
-            query_start=starts.to(torch.int32).to(device),
-            lengths=lengths.to(torch.int32).to(device),
-            block_table=table.to(device),
-            slots=torch.tensor(slots, dtype=torch.int64).to(device),
-            max_query=max(sizes),
-            max_length=int(lengths.max()),
-            num_decodes=sizes.count(1),
-        )
-
     def _exact(self, one: Stream, start: int, stop: int) -> Tensor:
         """Rows start:stop of plain causal attention in float64, on what the cache can hold."""
         spec = self.spec
-        kept = DTYPES[spec.kv_dtype]
+        # Rounded to what the cache holds; integers are scaled in the platform's own way.
+        kept = DTYPES.get(spec.kv_dtype, torch.float64)
         q_THD = one.q_LHD[start:stop].double()
         k_LKD, v_LKD = one.k_LKD[:stop].to(kept).double(), one.v_LKD[:stop].to(kept).double()
         group = spec.num_heads // spec.num_kv_heads
@@ -171,3 +145,38 @@ class Paged:
             seen &= back < spec.window
         weights = scores_HTL.masked_fill(~seen, float("-inf")).softmax(-1)
         return torch.einsum("htl,lhd->thd", weights, v_LHD)
+
+
+def filled(
+    backend: AttentionBackend, cache: KVCache, blocks: Sequence[int], value: float
+) -> KVCache:
+    """The cache after `value` was written over whole blocks, each as a prompt of its own."""
+    size, spec, device = backend.spec.block_size, backend.spec, backend.device
+    rows = len(blocks) * size
+    kv = torch.full((rows, spec.num_kv_heads, spec.head_dim), value).to(DTYPES[spec.dtype])
+    q = torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=DTYPES[spec.dtype])
+    plan = backend.plan(_metadata([([block], 0, size) for block in blocks], size, device))
+    here = kv.to(device)
+    return backend.forward(q.to(device), here, here.clone(), cache, plan)[1]
+
+
+def _metadata(spans: Sequence[tuple[list[int], int, int]], size: int, device: str) -> StepMetadata:
+    """A step of requests that have these blocks of `size` tokens, and compute start:stop."""
+    sizes = [stop - start for _, start, stop in spans]
+    used = [-(-stop // size) for _, _, stop in spans]
+    table = torch.zeros(len(spans), max(used), dtype=torch.int32)
+    slots: list[int] = []
+    for row, (blocks, start, stop) in enumerate(spans):
+        table[row, : used[row]] = torch.tensor(blocks[: used[row]], dtype=torch.int32)
+        slots += [blocks[i // size] * size + i % size for i in range(start, stop)]
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    lengths = torch.tensor([stop for _, _, stop in spans])
+    return StepMetadata(
+        query_start=starts.to(torch.int32).to(device),
+        lengths=lengths.to(torch.int32).to(device),
+        block_table=table.to(device),
+        slots=torch.tensor(slots, dtype=torch.int64).to(device),
+        max_query=max(sizes),
+        max_length=int(lengths.max()),
+        num_decodes=sizes.count(1),
+    )

@@ -9,12 +9,15 @@ from typing import Any
 from engine.assemble import Engine, assemble
 from engine.config import DeviceChoice, EngineConfig, resolve
 from engine.platform import Capabilities, Platform, PlatformSpec
-from engine.plugins import PluginManager
+from engine.plugins import Finding, PluginManager
 from engine.testing.checks.oracle import CountingOracle, Oracle
+from engine.testing.checks.origin import Origin
+from engine.testing.checks.pair import RankPair
 
 
 class Subject:
-    """One platform under examination. `model` is the folder of the tiny model.
+    """One platform under examination. `model` is the folder of the tiny model, or an empty one in
+    which it is made when it is needed.
 
     `device` is as given to `--device`; the platform's name where it is empty.
 
@@ -26,12 +29,32 @@ class Subject:
         self, spec: PlatformSpec, model: Path, *, device: str = "", counts_up: bool = False
     ) -> None:
         self.spec = spec
-        self.model = model
+        self._folder = model
         self.device = device or spec.name
         self._counts_up = counts_up
         self._platform: Platform | None = None
         self._narrow: bool | None = None
         self._oracle: Oracle | None = None
+        self._pair: RankPair | None = None
+
+    @property
+    def model(self) -> Path:
+        if not any(self._folder.iterdir()):
+            from engine.testing.checks import tiny_model
+
+            tiny_model.make(self._folder)
+        return self._folder
+
+    def like(self, spec: PlatformSpec) -> "Subject":
+        """Another subject on the same model, with the same oracle. Close it, too."""
+        made = Subject(spec, self._folder, device=self.device, counts_up=self._counts_up)
+        made._oracle = self.oracle
+        return made
+
+    @property
+    def origin(self) -> Origin:
+        """From which another process can make the spec anew. Raises PluginError: it cannot."""
+        return Origin.of(self.spec)
 
     @property
     def platform(self) -> Platform:
@@ -61,6 +84,16 @@ class Subject:
             self._oracle = CountingOracle() if self._counts_up else _model_oracle(self.model)
         return self._oracle
 
+    @property
+    def pair(self) -> RankPair:
+        """Two processes with a rank each; made anew after a play that they did not end."""
+        if self._pair is not None and self._pair.broken:
+            self._pair.close()
+            self._pair = None
+        if self._pair is None:
+            self._pair = RankPair(self.origin, self.device)
+        return self._pair
+
     def create(self, **settings: Any) -> Platform:
         """A platform object with these settings over the platform's own defaults."""
         for name, value in self.spec.environment(0).items():
@@ -68,7 +101,7 @@ class Subject:
         return self.spec.create(self.config(**settings), 0)
 
     def config(self, **settings: Any) -> EngineConfig:
-        user = {"model": str(self.model), "device": self.device, **settings}
+        user = {"model": str(self._folder), "device": self.device, **settings}
         return resolve(user, self.spec.defaults()).config
 
     @contextmanager
@@ -83,6 +116,9 @@ class Subject:
 
     def close(self) -> None:
         """Give everything back. Safe to call twice."""
+        if self._pair is not None:
+            self._pair.close()
+            self._pair = None
         if self._platform is not None:
             self._platform.close()
             self._platform = None
@@ -97,6 +133,9 @@ class OnlyThis(PluginManager):
 
     def select(self, device: DeviceChoice | str) -> PlatformSpec:
         return self._given
+
+    def find(self, name: str) -> Finding:
+        return Finding(self._given.name, "the given one", self._given, self._given.probe())
 
 
 def _model_oracle(folder: Path) -> Oracle:

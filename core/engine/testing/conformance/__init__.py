@@ -11,28 +11,38 @@
 Each check is a test of its own, skipped only where the platform's capabilities say that it does
 not apply. What is known to fail is listed in `known_failures`, by id with a reason, and is strict:
 once it passes, the list is wrong. `engine certify --device NAME` runs the same checks without
-pytest, and writes a certificate.
+pytest, and writes a certificate. `levels` narrows the checks, for a suite that must be quick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
 
 from engine.platform import PlatformSpec
-from engine.testing.checks import LEVELS, Case, Status, Subject, cases, run
+from engine.testing.checks import LEVELS, Case, Status, Subject, cases, run, strict
+from engine.testing.known import check_known
 
-_CASES = tuple(case for level in LEVELS for case in cases(level))
 _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 
 
 class PlatformTests:
-    """Every check of every level, of the platform that the fixture `platform` gives."""
+    """Every check of the levels, of the platform that the fixture `platform` gives."""
+
+    #: What is looked at, in this order.
+    levels: ClassVar[Sequence[str]] = LEVELS
 
     #: Ids of checks that fail, with the reason.
     known_failures: ClassVar[Mapping[str, str]] = {}
     #: The platform computes no model: the token after n is n + 1. For null devices only.
     counts_up: ClassVar[bool] = False
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """A test for each case of the class's levels."""
+        if "case" in metafunc.fixturenames:
+            check_known(self.known_failures)
+            found = [case for level in self.levels for case in cases(level)]
+            metafunc.parametrize("case", found, ids=[case.id for case in found])
 
     @pytest.fixture
     def platform(self) -> PlatformSpec:
@@ -46,22 +56,19 @@ class PlatformTests:
         """One for the whole class, kept with its node and closed with it."""
         owner = request.node.getparent(pytest.Class)
         if _SUBJECT not in owner.stash:
-            from engine.testing.checks import tiny_model
-
             spec = request.getfixturevalue("platform")
-            folder = tiny_model.make(tmp_path_factory.mktemp("tiny-model"))
-            subject = Subject(spec, folder, counts_up=self.counts_up)
+            subject = Subject(spec, tmp_path_factory.mktemp("tiny-model"), counts_up=self.counts_up)
             owner.addfinalizer(subject.close)
             owner.stash[_SUBJECT] = subject
         made: Subject = owner.stash[_SUBJECT]
         return made
 
-    @pytest.mark.parametrize("case", _CASES, ids=[case.id for case in _CASES])
     def test_conforms(self, case: Case, subject: Subject) -> None:
-        result = run(case, subject)
-        if case.id in self.known_failures:
-            assert result.status is Status.FAILED, f"no longer fails: {case.id}"
-            pytest.xfail(self.known_failures[case.id])
-        if result.status is Status.SKIPPED:
-            pytest.skip(result.reason)
-        assert result.status is Status.PASSED, result.reason
+        result = strict(run(case, subject), self.known_failures)
+        match result.status:
+            case Status.KNOWN:
+                pytest.xfail(result.reason)
+            case Status.SKIPPED:
+                pytest.skip(result.reason)
+            case _:
+                assert result.status is Status.PASSED, result.reason

@@ -1,0 +1,193 @@
+"""Writes docs/devices.md, the table of features by platform, from the certificates.
+
+    engine certify --device NAME --json docs/certificates/NAME.json
+    python tools/device_table.py
+
+Nothing in the table is claimed by hand: a feature is there when the platform declares it and every
+case of the kit that needs it passed. A device that an extra of pyproject.toml names and that nobody
+certified, is untested.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CERTIFICATES = ROOT / "docs" / "certificates"
+PAGE = ROOT / "docs" / "devices.md"
+
+FORMAT = 2
+UNTESTED = "untested"
+
+#: Extras that name no device.
+NO_DEVICES = {"dev"}
+
+LEVELS = (
+    "discovery",
+    "memory",
+    "ops",
+    "attention",
+    "runner",
+    "scheduler",
+    "shapes",
+    "faults",
+    "ranks",
+    "perf",
+)
+
+#: Feature: the capability that declares it, and the cases that need it.
+FEATURES = {
+    "prefix reuse": ("prefix_reuse", "runner/*/prefix-hit"),
+    "chunked prefill": ("chunked_prefill", "runner/*/chunked"),
+    "mixed batches": ("mixed_batches", "attention/*/mixed"),
+    "overlapped steps": ("overlap", "runner/*/overlapped"),
+    "static shapes": ("static_shapes", "shapes/*"),
+}
+DTYPES = {dtype: f"runner/{dtype}/*" for dtype in ("float32", "bfloat16", "float16")}
+
+INTRODUCTION = """\
+# Devices
+
+Written by `tools/device_table.py` from the certificates in [certificates/](certificates), which
+`engine certify --device NAME --json FILE` makes. Do not edit.
+
+*yes*: the platform declares it, and every case of the conformance kit that needs it passed. *no*:
+it does not declare it. *declared*: the kit has no case that passed for it. *untested*: nobody has
+certified such a device; there is no platform for it here, or none of us has one.
+"""
+
+
+def page(certificates: Sequence[dict[str, Any]], extras: Sequence[str]) -> str:
+    """The whole file."""
+    certified = {one["platform"] for one in certificates}
+    untested = [name for name in extras if name not in certified]
+    names = [one["device"] for one in certificates] + untested
+    lines = [INTRODUCTION, _row("", names), _row("---", ["---"] * len(names))]
+    for title, cells in _rows(certificates):
+        lines.append(_row(title, [*cells, *[UNTESTED] * len(untested)]))
+    lines.append("")
+    for one in certificates:
+        lines += _details(one)
+    return "\n".join(lines)
+
+
+def _rows(certificates: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    rows = [("**certified**", [_verdict(one) for one in certificates])]
+    for dtype, pattern in DTYPES.items():
+        cells = [
+            _state(one, dtype in one["capabilities"]["dtypes"], pattern) for one in certificates
+        ]
+        rows.append((dtype, cells))
+    for kv in sorted({kv for one in certificates for kv in one["capabilities"]["kv_dtypes"]}):
+        cells = [
+            _state(one, kv in one["capabilities"]["kv_dtypes"], f"attention/*/kv-{kv}*")
+            for one in certificates
+        ]
+        rows.append((f"KV cache in {kv}", cells))
+    for bits in sorted({q for one in certificates for q in one["capabilities"]["quantization"]}):
+        cells = [
+            _state(one, bits in one["capabilities"]["quantization"], f"quantization/{bits}/*")
+            for one in certificates
+        ]
+        rows.append((f"{bits} weights", cells))
+    for title, (capability, pattern) in FEATURES.items():
+        cells = [_state(one, one["capabilities"][capability], pattern) for one in certificates]
+        rows.append((title, cells))
+    rows.append(("tensor parallel", [_tensor_parallel(one) for one in certificates]))
+    rows += [
+        (f"level {level}", [_level(one, level) for one in certificates])
+        for level in LEVELS
+        if any(found["name"] == level for one in certificates for found in one["levels"])
+    ]
+    return rows
+
+
+def _verdict(certificate: dict[str, Any]) -> str:
+    return f"{'yes' if certificate['passed'] else 'NO'}, {certificate['date']}"
+
+
+def _state(certificate: dict[str, Any], declared: bool, pattern: str) -> str:
+    if not declared:
+        return "no"
+    found = [one["status"] for one in certificate["cases"] if fnmatch(one["id"], pattern)]
+    if "failed" in found or "known" in found:
+        return "fails"
+    return "yes" if "passed" in found else "declared"
+
+
+def _tensor_parallel(certificate: dict[str, Any]) -> str:
+    most = certificate["capabilities"]["world_size"]
+    state = _state(certificate, most > 1, "ranks/tensor-parallel/*")
+    return f"{state}, up to {most}" if most > 1 else state
+
+
+def _level(certificate: dict[str, Any], level: str) -> str:
+    """ "27 passed, 5 skipped"; nothing that is nought."""
+    found = next((one for one in certificate["levels"] if one["name"] == level), None)
+    if found is None:
+        return UNTESTED
+    counts = [(found[name], name) for name in ("passed", "failed", "known", "skipped")]
+    return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+
+def _details(certificate: dict[str, Any]) -> list[str]:
+    contract = ".".join(map(str, certificate["contract"]["plugin"]))
+    versions = ", ".join(
+        f"{name} {version}" for name, version in certificate["versions"].items() if version
+    )
+    lines = [
+        f"## {certificate['device']}",
+        "",
+        f"* {certificate['devices']}; {certificate['system']}",
+        f"* contract {contract}; {versions}",
+        f"* {certificate['seconds']:.0f} s for {len(certificate['cases'])} cases",
+    ]
+    for one in certificate["cases"]:
+        if one["level"] == "perf" and "values" in one:
+            share = one["values"]["share"]
+            name = one["id"].partition("/")[2].replace("-", " ")
+            lines.append(f"* {name}: {share:.0%} of the rate of torch's own copy or product")
+    for reason in sorted({one["reason"] for one in certificate["cases"] if _is_bad(one)}):
+        lines.append(f"* {reason}")
+    return [*lines, ""]
+
+
+def _is_bad(case: dict[str, Any]) -> bool:
+    return case["status"] in ("failed", "known")
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return f"| {' | '.join([title, *cells])} |"
+
+
+def read_certificates(folder: Path) -> list[dict[str, Any]]:
+    """All of them, by file name.
+
+    Raises:
+        ValueError: one is of another format.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        certificate = json.loads(path.read_text(encoding="utf-8"))
+        if certificate["format"] != FORMAT:
+            raise ValueError(f"{path} has format {certificate['format']}; certify the device anew")
+        found.append(certificate)
+    return found
+
+
+def read_extras(pyproject: Path) -> list[str]:
+    """Devices that may be installed for, in the order of pyproject.toml."""
+    extras = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    return [name for name in extras["optional-dependencies"] if name not in NO_DEVICES]
+
+
+def main() -> None:
+    text = page(read_certificates(CERTIFICATES), read_extras(ROOT / "pyproject.toml"))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
