@@ -1,4 +1,4 @@
-"""The command line: `engine serve`, `generate`, `chat`, `bench`, `platforms`, `eval`, `certify`.
+"""The command line: `engine serve`, `generate`, `chat`, `explain` and the others of COMMANDS.
 
 One module a command. It states NAME, SUMMARY and DESCRIPTION, adds its options when its command was
 named, and imports what it needs when it runs: `engine --help` is quick.
@@ -11,11 +11,35 @@ import traceback
 from collections.abc import Sequence
 
 from engine import __version__
-from engine.cli import bench, certify, chat, evaluate, generate, platforms, serve
+from engine.cli import (
+    bench,
+    certify,
+    chat,
+    evaluate,
+    explain,
+    generate,
+    new_plugin,
+    plan,
+    platforms,
+    serve,
+    simulate,
+)
 from engine.errors import EngineError, PluginError
 from engine.plugins import PluginManager
 
-COMMANDS = (serve, generate, chat, bench, platforms, evaluate, certify)
+COMMANDS = (
+    serve,
+    generate,
+    chat,
+    bench,
+    platforms,
+    evaluate,
+    certify,
+    explain,
+    plan,
+    simulate,
+    new_plugin,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
