@@ -1,4 +1,5 @@
-"""What the scheduler hands to the runner, and what it gets back. Plain data that pickles.
+"""What the scheduler hands to the runner, and what it gets back. Plain data that pickles, in
+structs that cost little: thousands of them are made in a second.
 
     tokens of a request   |-- computed before --|-- this slice --|-- later --|
                           0                   start            stop
@@ -6,13 +7,12 @@
 There is one kind of work: "compute tokens start:stop of a request".
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from engine.params import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """What the runner must know of a request before its first slice.
 
     A request that comes back after a preemption is admitted anew, its output so far in `tokens`.
@@ -26,8 +26,7 @@ class Admission:
     stop_ids: tuple[int, ...]  # end of sequence among them; not sampled before `min_tokens`
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Struct, frozen=True):
     """Tokens `start:stop` of one request, to be computed in this step."""
 
     key: int
@@ -38,8 +37,7 @@ class Slice:
     blocks_from: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """One step. The runner takes the fields in this order.
 
     A slice may read KV that an earlier slice of the same batch writes (shared prefix): whoever
@@ -56,8 +54,7 @@ class Batch:
         return sum(part.stop - part.start for part in self.slices)
 
 
-@dataclass(frozen=True, slots=True)
-class Logprobs:
+class Logprobs(Struct, frozen=True):
     """Natural-log probabilities at one position: the chosen token's, and the most likely ones."""
 
     token: int
@@ -66,8 +63,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
 
 
-@dataclass(frozen=True, slots=True)
-class SliceOutput:
+class SliceOutput(Struct, frozen=True):
     """What one slice brought: nothing, or one or more tokens, or an error of that request alone."""
 
     tokens: tuple[int, ...] = ()
@@ -76,8 +72,7 @@ class SliceOutput:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(Struct, frozen=True):
     """One `SliceOutput` for every slice, in batch order."""
 
     slices: tuple[SliceOutput, ...]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from msgspec import Struct
+
 from engine.batch import Logprobs
 from engine.params import SamplingParams
 
@@ -93,8 +95,7 @@ class Request:
         return self.finish is None and len(self.output) + self.pending < self.max_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """What one step, or an abort or an error, changed for one request."""
 
     id: str
@@ -108,8 +109,7 @@ class Delta:
     summary: "Summary | None" = None  # with `finish`
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """Of a finished request, for usage and metrics. Seconds."""
 
     num_prompt: int

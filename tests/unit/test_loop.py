@@ -319,10 +319,14 @@ def test_a_device_that_only_fails_is_given_up(make):
 
 def test_a_device_that_takes_every_step_and_loses_it_is_dead(make):
     loop = make(runner=NullRunner(fail_result_at=range(1, 1000)))
-    with pytest.raises(EngineDeadError, match="3 steps in a row failed"):
+
+    def go_on():
         for i in range(20):
             loop.submit(ask(i))
             loop.run_until_idle()
+
+    with pytest.raises(EngineDeadError, match="3 steps in a row failed"):
+        go_on()
 
 
 def test_times_add_up(make):

@@ -16,13 +16,14 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._counts = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._blank = list(reversed(range(num_blocks)))  # free, without a hash; the last goes first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # free, with a hash
         self._by_hash: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._blank) + len(self._cached)
 
     def count(self, block: int) -> int:
         """How many hold the block."""
@@ -34,30 +35,37 @@ class BlockPool:
         Raises:
             CapacityError: fewer than `count` are free.
         """
-        if count > len(self._free):
-            raise CapacityError(f"asked for {count} blocks, {len(self._free)} are free")
-        taken = [self._free.popitem(last=False)[0] for _ in range(count)]
+        if count > self.num_free:
+            raise CapacityError(f"asked for {count} blocks, {self.num_free} are free")
+        blank = self._blank
+        start = max(0, len(blank) - count)
+        taken = blank[start:][::-1]
+        del blank[start:]
+        for _ in range(count - len(taken)):
+            block, _ = self._cached.popitem(last=False)
+            del self._by_hash[self._hash_of.pop(block)]
+            taken.append(block)
         for block in taken:
             self._counts[block] = 1
-            self._forget(block)
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Hold the blocks once more, whether or not somebody else does."""
+        """Hold blocks with a hash, or that are held, once more."""
         for block in blocks:
             if self._counts[block] == 0:
-                del self._free[block]
+                del self._cached[block]
             self._counts[block] += 1
 
     def give_back(self, blocks: Iterable[int]) -> None:
         """Hold the blocks once less. Given from a chain's end, so its start is evicted last."""
+        counts, hashes = self._counts, self._hash_of
         for block in blocks:
-            assert self._counts[block] > 0, f"block {block} was given back more than once"
-            self._counts[block] -= 1
-            if self._counts[block] == 0:
-                self._free[block] = None
-                if block not in self._hash_of:  # nothing to reuse: take it first
-                    self._free.move_to_end(block, last=False)
+            count = counts[block] = counts[block] - 1
+            assert count >= 0, f"block {block} was given back more than once"
+            if count == 0 and block in hashes:
+                self._cached[block] = None
+            elif count == 0:  # nothing to reuse: it is taken first
+                self._blank.append(block)
 
     def find(self, content: bytes) -> int | None:
         """The block that holds the content of this hash."""
@@ -72,13 +80,12 @@ class BlockPool:
     def forget(self, blocks: Iterable[int]) -> None:
         """The content of these can be trusted no more; whoever holds them still does."""
         for block in blocks:
-            self._forget(block)
+            if content := self._hash_of.pop(block, None):
+                del self._by_hash[content]
+                if self._counts[block] == 0:
+                    del self._cached[block]
+                    self._blank.append(block)
 
     def forget_all(self) -> None:
         """No content can be trusted any more."""
-        self._by_hash.clear()
-        self._hash_of.clear()
-
-    def _forget(self, block: int) -> None:
-        if content := self._hash_of.pop(block, None):
-            del self._by_hash[content]
+        self.forget(list(self._hash_of))

@@ -19,8 +19,8 @@ from engine_cpu.memory import HostMemory
 from engine_cpu.processor import Processor
 
 DTYPES = ("bfloat16", "float32", "float16")
-#: The host's own work, in seconds: of a step, of a layer in it, of a request in it. Fitted to the
-#: steps of the smallest model by benchmarks/validate_simulation.py, on a Xeon at 2.5 GHz.
+#: The host's own work, in seconds: of a step, of a layer in it, of a request in it. Round numbers
+#: near what the steps of a very small model cost on a Xeon at 2.5 GHz.
 LAUNCH_S, LAYER_S, REQUEST_S = 400e-6, 20e-6, 30e-6
 #: Weights that no cache holds, and rows that keep the arithmetic busy.
 STREAMED = (8, 4096, 2048)

@@ -60,8 +60,10 @@ class SimPlatform(Platform):
         self.chip.open(self.options)
         backend.register()
         self.capabilities = CAPABILITIES
+        if self.options.profile is not words.OWN_PROFILE:  # as those devices are used
+            self.capabilities = replace(CAPABILITIES, dtypes=tuple(reversed(DTYPES)))
         if self.options.static:
-            self.capabilities = replace(CAPABILITIES, static_shapes=True, sampling="host")
+            self.capabilities = replace(self.capabilities, static_shapes=True, sampling="host")
         self._buckets: ShapeBuckets | None = None
         self._groups = Groups(rank)
 

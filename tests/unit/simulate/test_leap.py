@@ -49,7 +49,8 @@ def run(trace: Trace, settings: dict[str, Any], *, leaping: bool) -> tuple[Outco
     found |= {"first_token": list(outcome.first_token), "finished": list(outcome.finished)}
     pool = replica.loop.scheduler.allocator.pool
     if replica.setup.config.prefix_caching:  # else it does not matter which block is which
-        found |= {"next to be evicted": list(pool._free), "cached": pool._hash_of}
+        evicted = [*reversed(pool._blank), *pool._cached]
+        found |= {"next to be evicted": evicted, "cached": pool._hash_of}
     return outcome, found
 
 
