@@ -89,7 +89,7 @@ def _rows(certificates: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]
         rows.append((f"KV cache in {kv}", cells))
     for bits in sorted({q for one in certificates for q in one["capabilities"]["quantization"]}):
         cells = [
-            _state(one, bits in one["capabilities"]["quantization"], f"quantization/{bits}/*")
+            _state(one, bits in one["capabilities"]["quantization"], f"ops/quantized-{bits}/*")
             for one in certificates
         ]
         rows.append((f"{bits} weights", cells))
@@ -164,18 +164,18 @@ def _row(title: str, cells: Sequence[str]) -> str:
 
 
 def read_certificates(folder: Path) -> list[dict[str, Any]]:
-    """All of them, by file name.
+    """All of them, by device.
 
     Raises:
         ValueError: one is of another format.
     """
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in folder.glob("*.json"):
         certificate = json.loads(path.read_text(encoding="utf-8"))
         if certificate["format"] != FORMAT:
             raise ValueError(f"{path} has format {certificate['format']}; certify the device anew")
         found.append(certificate)
-    return found
+    return sorted(found, key=lambda one: str(one["device"]))
 
 
 def read_extras(pyproject: Path) -> list[str]:

@@ -3,6 +3,7 @@
 The same check passes on the platform that is right.
 """
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,27 @@ def test_a_platform_that_poses_as_the_reference_is_found(assert_found, good):
     assert_found("ops/names-only-its-own", broken, "use its own name")
 
 
+def rounding_linear(levels):
+    """Registers `linear` with weights rounded to so many levels on each side of zero."""
+
+    def ops(self, table):
+        @table.register("linear", source="acme", priority=99, when=lambda quantization, **_: True)
+        def linear(weight, bias):
+            step = weight.float().abs().amax(1, keepdim=True) / levels
+            rounded = (weight.float() / step).round() * step
+            return lambda x: (x.float() @ rounded.T).to(x.dtype)
+
+    return ops
+
+
+def test_weights_rounded_more_than_their_bits_ask_for_are_found(assert_found, good):
+    declared = Capabilities(dtypes=("float32", "bfloat16"), quantization=frozenset({"int8"}))
+    right = with_platform(good, capabilities=declared, ops=rounding_linear(127))
+    broken = with_platform(good, capabilities=declared, ops=rounding_linear(31))
+    case = "ops/quantized-int8/linear-float32"
+    assert_found(case, broken, "over the tolerance", good=right)
+
+
 # Attention
 
 
@@ -275,3 +297,24 @@ def test_a_runner_that_never_answers_is_found(judge, monkeypatch):
 
     found = judge("runner/float32/alone", replace(null_spec(), create=MutePlatform), counts_up=True)
     assert found.status is Status.FAILED
+
+
+# Performance
+
+
+def test_an_operation_far_below_the_device_s_own_rate_is_found(assert_found, good):
+    def ops(self, table):
+        reference = table.reference("linear")
+
+        @table.register("linear", source="broken", priority=99)
+        def linear(weight, bias):
+            exact = reference(weight, bias)
+
+            def late(x):
+                time.sleep(1.0)
+                return exact(x)
+
+            return late
+
+    broken = with_platform(good, ops=ops)
+    assert_found("perf/skinny-linear", broken, "at least 10% is asked for")

@@ -51,6 +51,16 @@ def test_the_published_ids_together_and_no_program_made_in_a_step(stories, cases
         assert llm.stats.num_compiled == made
 
 
+def test_the_whole_published_text_alone(stories, cases):
+    case = cases["bos_only"]
+    params = SamplingParams(temperature=0, max_tokens=len(case["output_ids"]), ignore_eos=True)
+    with start(stories, "sim:static") as llm:
+        made = llm.stats.num_compiled
+        [found] = llm.generate([case["prompt_ids"]], params)
+        assert list(found.outputs[0].token_ids) == case["output_ids"]
+        assert llm.stats.num_compiled == made
+
+
 @pytest.mark.parametrize("device", ["sim", "sim:static"])
 def test_the_published_ids_from_a_prefix_that_is_cached(stories, cases, device):
     case = cases["tim"]

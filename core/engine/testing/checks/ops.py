@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.platform import OpTable
+from engine.testing.checks import quantized
 from engine.testing.checks.case import Case, needs_dtype
 from engine.testing.checks.numbers import DTYPES, generator, relative_error
 from engine.testing.checks.subject import Subject
@@ -256,4 +257,5 @@ CASES = (
         for dtype, tolerance in TOLERANCES.items()
         if name not in FLOAT32 or dtype == "float32"
     ),
+    *quantized.CASES,
 )
