@@ -90,7 +90,7 @@ def main() -> None:
     if arguments.json:
         _write(arguments.json, result)
     if arguments.write_errors:
-        found = {"processor": machine["cpu"], "model": arguments.shape}
+        found = {"processor": machine["cpu"], "models": arguments.shape}
         errors = {"median_error": round(median, 3), "worst_error": round(worst, 3)}
         _write(ERRORS, {**found, **errors})
 

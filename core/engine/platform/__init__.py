@@ -20,7 +20,7 @@ from engine.platform.graph import (
 )
 from engine.platform.memory import MemoryProfiler, MemorySnapshot
 from engine.platform.ops import OpTable
-from engine.platform.profile import DeviceProfile
+from engine.platform.profile import DeviceProfile, Validation
 from engine.platform.runner import Pending, Runner
 from engine.platform.shapes import Load, Shape, ShapeBuckets, StepLimits
 
@@ -53,5 +53,6 @@ __all__ = [
     "StepInputs",
     "StepLimits",
     "StepMetadata",
+    "Validation",
     "hookimpl",
 ]

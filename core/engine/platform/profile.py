@@ -1,7 +1,16 @@
 """What a device can do in a second, as data: from a data sheet, or measured."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """How far predictions from a profile were off: shares of what was measured."""
+
+    models: str  # on which
+    median_error: float
+    worst_error: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,4 +31,4 @@ class DeviceProfile:
     link_latency_s: float = 0.0  # of one message
     watts: float | None = None
     source: str = ""  # where the numbers come from: a document, or the command that measured them
-    measured: Mapping[str, float] = field(default_factory=dict)
+    validation: Validation | None = None  # None: nobody has compared predictions with the device

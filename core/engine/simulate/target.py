@@ -98,10 +98,13 @@ def find_target(settings: Mapping[str, Any], plugins: PluginManager | None = Non
 
 def accuracy(profile: DeviceProfile | None) -> str:
     """How far predictions for this device were off, in words that stand beside each of them."""
-    if profile is None or "median_error" not in profile.measured:
+    if profile is None or profile.validation is None:
         return "never validated on this device"
-    median, worst = profile.measured["median_error"], profile.measured["worst_error"]
-    return f"validated on {profile.name}: median error {median:.0%}, worst {worst:.0%}"
+    found = profile.validation
+    return (
+        f"validated on {profile.name} with {found.models}: median error {found.median_error:.0%},"
+        f" worst {found.worst_error:.0%}"
+    )
 
 
 def _profile(spec: PlatformSpec, device: str) -> DeviceProfile | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.platform import DeviceProfile
+from engine.platform import DeviceProfile, Validation
 from engine_cpu import native
 from engine_cpu.memory import HostMemory
 from engine_cpu.processor import Processor
@@ -43,17 +43,17 @@ def measure() -> DeviceProfile:
         request_s=REQUEST_S,
         overlap=0.0,  # a core waits for what it reads
         source=f"measured just now: {processor.describe()}, {torch.get_num_threads()} threads",
-        measured=_errors(processor),
+        validation=_validation(processor),
     )
 
 
-def _errors(processor: Processor) -> dict[str, float]:
+def _validation(processor: Processor) -> Validation | None:
     """How far predictions were off where they were validated: only for that processor."""
     text = files(__package__).joinpath("validation.json").read_text(encoding="utf-8")
-    validated = json.loads(text)
-    if validated["processor"] != processor.model:
-        return {}
-    return {name: validated[name] for name in ("median_error", "worst_error")}
+    found = json.loads(text)
+    if found.pop("processor") != processor.model:
+        return None
+    return Validation(**found)
 
 
 def _bandwidth() -> float:

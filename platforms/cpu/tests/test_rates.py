@@ -45,7 +45,8 @@ def test_errors_are_quoted_only_for_the_processor_they_were_found_on(
     class Other:
         model = "some other processor"
 
-    assert rates._errors(Other()) == {}  # type: ignore[arg-type]
-    found = rates._errors(Named())  # type: ignore[arg-type]
-    assert found["median_error"] == validated["median_error"]
-    assert found["worst_error"] >= found["median_error"]
+    assert rates._validation(Other()) is None  # type: ignore[arg-type]
+    found = rates._validation(Named())  # type: ignore[arg-type]
+    assert found is not None
+    assert found.models == validated["models"]
+    assert found.worst_error >= found.median_error == validated["median_error"]

@@ -12,7 +12,14 @@ from engine.assemble import assemble
 from engine.cli import main
 from engine.config import DeviceChoice
 from engine.errors import CapacityError, UnsupportedError
-from engine.platform import Capabilities, DeviceProfile, PlatformSpec, ShapeBuckets, StepLimits
+from engine.platform import (
+    Capabilities,
+    DeviceProfile,
+    PlatformSpec,
+    ShapeBuckets,
+    StepLimits,
+    Validation,
+)
 from engine.plugins import PluginManager
 from engine.runner.model_runner import ModelRunner
 from engine.simulate.plan import make_plan, prefill_seconds
@@ -161,9 +168,9 @@ def test_a_prompt_is_computed_in_steps_that_the_settings_allow() -> None:
 
 def test_predictions_say_how_far_earlier_ones_were_off() -> None:
     assert accuracy(None) == accuracy(BIG) == "never validated on this device"
-    measured = {"median_error": 0.123, "worst_error": 0.5}
-    said = accuracy(replace(BIG, measured=measured))
-    assert said == "validated on round: median error 12%, worst 50%"
+    validation = Validation(models="a model", median_error=0.123, worst_error=0.5)
+    said = accuracy(replace(BIG, validation=validation))
+    assert said == "validated on round with a model: median error 12%, worst 50%"
 
 
 def test_the_command_prints_a_plan_and_writes_it(
