@@ -89,8 +89,9 @@ def make(environment: Environment, cache: Path) -> Made:
     if (made.folder / "complete").exists():
         return made
     made.log.parent.mkdir(parents=True, exist_ok=True)
-    venv.create(made.folder, clear=True, with_pip=True)
-    made.run([made.python, "-m", "pip", "install", "--no-deps", "-r", pinned])
+    venv.create(made.folder, clear=True)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", made.python]
+    made.run([*pip, "install", "--no-deps", "-r", pinned])
     if environment.build:
         environment.build(made)
     (made.folder / "complete").touch()
@@ -101,7 +102,7 @@ def build_llama_cpp(made: Made) -> None:
     """llama.cpp's server for this processor, out of the source distribution of its bindings."""
     source, build = made.folder / "source", made.folder / "build"
     pip: list[str | Path] = [
-        made.python,
+        sys.executable,
         "-m",
         "pip",
         "download",
