@@ -4,7 +4,9 @@ A device that is reached through a torch device, a backend of `torch.compile` an
 `torch.distributed`, and whose programs have static shapes, is a `CompiledPlatform`.
 """
 
+from engine.compiled.communicator import ProgramCommunicator
 from engine.compiled.group import GroupCommunicator, Groups
+from engine.compiled.maker import ProgramMaker
 from engine.compiled.platform import CompiledPlatform
 from engine.compiled.programs import ProgramCache
 from engine.compiled.runner import CompiledRunner
@@ -15,4 +17,6 @@ __all__ = [
     "GroupCommunicator",
     "Groups",
     "ProgramCache",
+    "ProgramCommunicator",
+    "ProgramMaker",
 ]

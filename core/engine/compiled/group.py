@@ -12,6 +12,11 @@ from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import (
+    _DistributedBackendOptions,
+    _register_process_group,
+    _unregister_process_group,
+)
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but not re-exported
     Backend,
     FileStore,
@@ -21,6 +26,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # public, but not
     Store,
     TCPStore,
 )
+from torch.distributed.distributed_c10d import GroupName
 
 from engine.errors import ConfigError, UnsupportedError
 from engine.platform import Communicator, SoloCommunicator
@@ -108,12 +114,17 @@ class GroupCommunicator(Communicator):
         timeout = timedelta(seconds=timeout_s)
         # Kept: rank 0's store is the one that the others talk to.
         self._store: Store | None = _meet(init_method, rank, timeout)
-        store = PrefixStore(f"{'-'.join(map(str, ranks))}/{instance}", self._store)
+        name = f"{'-'.join(map(str, ranks))}/{instance}"
+        store = PrefixStore(name, self._store)
         group = ProcessGroup(store, self.rank, self.size)
-        made, kind = _make(backend, store, self.rank, self.size, timeout)
+        made, kind = _make(backend, name, store, ranks, self.rank, timeout)
         group._set_default_backend(kind)
         group._register_backend(torch.device(device), kind, made)
         self._group: ProcessGroup | None = group
+        #: By which torch's functional collectives, those that graphs hold, find the group. The same
+        #: in every process, and so are the graphs.
+        self.name = GroupName(f"engine-{'-'.join(map(str, ranks))}-{instance}")
+        _register_process_group(self.name, group)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -157,6 +168,8 @@ class GroupCommunicator(Communicator):
         self._joined.barrier().wait()
 
     def close(self) -> None:
+        if self._group is not None:
+            _unregister_process_group(self.name)
         self._group = self._store = None
 
     @property
@@ -167,8 +180,9 @@ class GroupCommunicator(Communicator):
 
 
 def _make(
-    backend: str, store: Store, rank: int, size: int, timeout: timedelta
+    backend: str, name: str, store: Store, ranks: tuple[int, ...], rank: int, timeout: timedelta
 ) -> "tuple[Any, ProcessGroup.BackendType]":
+    size = len(ranks)
     if backend == "gloo":
         made = ProcessGroupGloo(store, rank, size, timeout)
         return made, ProcessGroup.BackendType.GLOO
@@ -176,12 +190,14 @@ def _make(
     if plugin is None:
         known = ", ".join(["gloo", *(name.lower() for name in Backend._plugins)])
         raise ConfigError(f"torch has no distributed backend {backend!r}; it has {known}")
-    if plugin.extended_api:
-        raise ConfigError(
-            f"the distributed backend {backend!r} was registered with the extended interface; a"
-            " group of ranks needs one that is made from (store, rank, size, timeout)"
-        )
-    return plugin.creator_fn(store, rank, size, timeout), ProcessGroup.BackendType.CUSTOM
+    if not plugin.extended_api:
+        return plugin.creator_fn(store, rank, size, timeout), ProcessGroup.BackendType.CUSTOM
+    options = _DistributedBackendOptions()
+    options.store, options.timeout = store, timeout
+    options.group_rank, options.group_size = rank, size
+    options.group_id = name
+    options.global_ranks_in_group = list(ranks)
+    return plugin.creator_fn(options, None), ProcessGroup.BackendType.CUSTOM
 
 
 def _meet(init_method: str, rank: int, timeout: timedelta) -> Store:

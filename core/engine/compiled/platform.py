@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from engine.compiled.group import Groups
+from engine.compiled.communicator import ProgramCommunicator
+from engine.compiled.group import GroupCommunicator, Groups
+from engine.compiled.maker import DynamoBackend, ProgramMaker
 from engine.compiled.programs import ProgramCache
-from engine.compiled.runner import CompiledRunner, DynamoBackend
+from engine.compiled.runner import CompiledRunner
 from engine.config import DeviceChoice, EngineConfig
 from engine.platform import (
     Communicator,
@@ -18,7 +20,8 @@ from engine.platform import (
 class CompiledPlatform(Platform):
     """What such devices have in common; memory and attention are the platform's own.
 
-    A subclass names the three, and says in its capabilities that it has `static_shapes`.
+    A subclass names the three, and says in its capabilities that it has `static_shapes`. What its
+    other parts compile, they have made by `maker`, so that it is counted.
     """
 
     torch_device: str  # "npu"
@@ -27,6 +30,7 @@ class CompiledPlatform(Platform):
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         super().__init__(config, rank)
+        self.maker = ProgramMaker(self.dynamo_backend)
         self._limits: StepLimits | None = None
         self._groups = Groups(rank, backend=self.distributed_backend, device=self.torch_device)
 
@@ -58,10 +62,11 @@ class CompiledPlatform(Platform):
             self.name, self.compiler, self._limits.fingerprint, str(self._limits), repr(buckets)
         )
         self.use_cache(cache.folder)
-        return CompiledRunner(buckets, self.dynamo_backend, cache)
+        return CompiledRunner(buckets, self.maker, cache)
 
     def communicator(self, ranks: tuple[int, ...]) -> Communicator:
-        return self._groups.join(ranks)
+        joined = self._groups.join(ranks)
+        return ProgramCommunicator(joined) if isinstance(joined, GroupCommunicator) else joined
 
     def close(self) -> None:
         self._groups.close()

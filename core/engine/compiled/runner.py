@@ -3,12 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Hashable
-from types import FunctionType
-from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from engine.compiled.maker import ProgramMaker
 from engine.compiled.programs import ProgramCache
 from engine.platform import (
     Forward,
@@ -21,33 +19,30 @@ from engine.platform import (
     StepMetadata,
 )
 
-#: A name that `torch.compile` knows, or what makes a callable of a graph and example inputs.
-DynamoBackend: TypeAlias = (
-    "str | Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]"
-)
-
 log = logging.getLogger(__name__)
 
 
 class CompiledRunner(GraphRunner):
     """Makes a program of each shape that the buckets name, before the first request.
 
-    A program is made by `torch.compile` with `fullgraph` and without dynamic shapes. Whatever could
-    change between two steps is in its tensors, so its guards are left out: the shape of a step says
-    which program to run. `num_compiled` counts the graphs that the backend was given.
+    The shape of a step says which program to run. `num_compiled` counts all that the platform's
+    `maker` made, whoever asked.
     """
 
     def __init__(
         self,
         buckets: ShapeBuckets,
-        backend: DynamoBackend,
+        maker: ProgramMaker,
         cache: ProgramCache | None = None,
     ) -> None:
         self.buckets = buckets
-        self.num_compiled = 0
-        self._backend = backend
+        self._maker = maker
         self._cache = cache
         self._programs: dict[Hashable, Callable[..., Tensor]] = {}
+
+    @property
+    def num_compiled(self) -> int:  # type: ignore[override]  # the maker's, as it is now
+        return self._maker.num_compiled
 
     def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
         self._programs.clear()  # those of a smaller cache, on which steps were measured
@@ -70,7 +65,7 @@ class CompiledRunner(GraphRunner):
         shape = (len(inputs.input_ids), *step.block_table.shape, step.num_decodes > 0)
         program = self._programs.get((forward, shape))
         if program is None:
-            program = self._programs[forward, shape] = self._compile(_step(forward, step))
+            program = self._programs[forward, shape] = self._maker.make(_step(forward, step))
         return program(
             inputs.input_ids,
             inputs.positions,
@@ -88,7 +83,7 @@ class CompiledRunner(GraphRunner):
             def compute(hidden: Tensor, rows: Tensor) -> Tensor:
                 return logits(hidden.index_select(0, rows))
 
-            program = self._programs[key] = self._compile(compute)
+            program = self._programs[key] = self._maker.make(compute)
         return program(hidden, rows)
 
     def close(self) -> None:
@@ -100,24 +95,6 @@ class CompiledRunner(GraphRunner):
             return
         with self._cache.making(shape):
             self.run(forward, inputs)
-
-    def _compile(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def count(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-            self.num_compiled += 1
-            return inner(graph, examples)
-
-        inner = torch._dynamo.lookup_backend(self._backend)
-        # torch keeps programs by code object, and only a few for each: every shape has its own.
-        own = FunctionType(
-            compute.__code__.replace(co_name=f"step_{len(self._programs)}"),
-            compute.__globals__,
-            closure=compute.__closure__,
-        )
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        program: Callable[..., Tensor] = torch.compile(
-            own, backend=count, fullgraph=True, dynamic=False, options=options
-        )
-        return program
 
 
 def _step(forward: Forward, like: StepMetadata) -> Callable[..., Tensor]:

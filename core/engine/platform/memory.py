@@ -17,8 +17,13 @@ class MemorySnapshot:
 
 class MemoryProfiler(ABC):
     #: "measured": running a step shows its peak. "statistics": the device only reports totals,
-    #: so the core sets a share of them aside for activations.
+    #: so the core sets a share of them aside for activations. "compiled": totals too, and programs
+    #: have the cache built in, so what they need beside it shows when they are made; the cache
+    #: begins with `cache_share` and shrinks, should they not fit.
     kind: str = "measured"
+    #: Of what the engine may use, the most that the cache may take. For devices whose programs need
+    #: room that grows with the cache.
+    cache_share: float = 1.0
 
     @abstractmethod
     def snapshot(self) -> MemorySnapshot: ...

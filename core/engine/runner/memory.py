@@ -34,12 +34,11 @@ class Ledger:
         known = self.others + self.weights + self.runtime + self.activations + self.kv
         return self.total - known
 
-    def cut(self, num_blocks: int) -> "Ledger":
-        """With no more than so many blocks: another rank has not room for more."""
+    def cut(self, num_blocks: int, why: str = "all that fits another rank") -> "Ledger":
+        """With no more than so many blocks."""
         if num_blocks >= self.num_blocks:
             return self
         kv = self.kv // self.num_blocks * num_blocks
-        why = "all that fits another rank"
         return replace(self, num_blocks=num_blocks, kv=kv, limited_by=why)
 
     def __str__(self) -> str:
@@ -71,11 +70,13 @@ def size_cache(
     block_size: int,
     most_blocks: int,
     wanted: int | None,
+    cache_share: float = 1.0,
 ) -> Ledger:
     """Decide the number of blocks.
 
     `start` was taken before anything was loaded, `loaded` just now. `most_blocks` is what all
-    requests could ever use; `wanted` is the user's own number.
+    requests could ever use; `wanted` is the user's own number; `cache_share` is the most that the
+    cache may take of what the fraction allows.
 
     Raises:
         CapacityError: not even one block fits, or not as many as wanted.
@@ -84,6 +85,9 @@ def size_cache(
     runtime = max(0, loaded.used - weights)
     room = int(loaded.total * fraction) - others - weights - runtime - activations
     room = min(room, loaded.free - activations)
+    share = int(loaded.total * fraction * cache_share)
+    limit = "all that fits" if room <= share else "the device's share for a cache"
+    room = min(room, share)
     fit = max(0, room // block_bytes)
     num_blocks = min(fit, most_blocks) if wanted is None else wanted
     if num_blocks < 1 or num_blocks > fit:
@@ -93,7 +97,7 @@ def size_cache(
             f" are left of {loaded.total / MIB:,.1f} MiB (memory_fraction {fraction}); raise"
             " memory_fraction, lower max_model_len or max_requests, or use a smaller model"
         )
-    reasons = {wanted: "as asked for", fit: "all that fits"}
+    reasons = {wanted: "as asked for", fit: limit}
     return Ledger(
         total=loaded.total,
         others=others,

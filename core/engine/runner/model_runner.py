@@ -1,5 +1,6 @@
 """Runs a model on a platform's parts: one runner for every device that torch can drive."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from engine.platform import (
     AttentionSpec,
     Communicator,
     KVCache,
+    MemoryProfiler,
     OpTable,
     Pending,
     Platform,
@@ -36,6 +38,11 @@ from engine.sampling.sampler import Sampled, Sampler
 #: Steps that take longer than this are not measured at their full size, but at this one.
 MEASURE_S = 0.5
 SAMPLE_TOKENS = 64
+
+#: What a cache shrinks to, of itself, where compiled programs did not fit beside it.
+SHRINK = 0.75
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -125,13 +132,13 @@ class ModelRunner(Runner):
             block_size=self.block_size,
             most_blocks=blocks_a_request * self.config.max_requests,
             wanted=self.config.num_blocks,
+            cache_share=memory.cache_share,
         )
         self.ledger = self.ledger.cut(self._agreed.least(self.ledger.num_blocks))
-        self._allocate(self.ledger.num_blocks)
-        if self._static is None:
-            self._graphs.warm_up(self._forward, self._warm_up_inputs)
-        else:
-            self._static.warm_up(self._graphs, self._forward, self.model.logits)
+        while not self._warm_up(may_shrink=self._may_shrink(memory)):
+            memory.release_cached()
+            smaller = max(1, int(self.ledger.num_blocks * SHRINK))
+            self.ledger = self.ledger.cut(smaller, "all that compiled programs leave")
         return self.ledger.num_blocks
 
     @torch.inference_mode()
@@ -266,6 +273,35 @@ class ModelRunner(Runner):
 
     # Before the first request
 
+    def _may_shrink(self, memory: MemoryProfiler) -> bool:
+        """Whether a smaller cache may help where programs did not fit. Ranks would have to agree in
+        the middle of their collectives, and the user's own number is no guess."""
+        assert self.ledger is not None
+        guessed = memory.kind == "compiled" and self.config.num_blocks is None
+        return guessed and self.ledger.num_blocks > 1 and self.config.tensor_parallel == 1
+
+    def _warm_up(self, *, may_shrink: bool) -> bool:
+        """Allocate the cache and let the device prepare; False: it is too large for that.
+
+        Raises:
+            OutOfMemoryError: it does not fit, and may not shrink.
+        """
+        assert self.ledger is not None
+        try:
+            self._allocate(self.ledger.num_blocks)
+            if self._static is None:
+                self._graphs.warm_up(self._forward, self._warm_up_inputs)
+            else:
+                self._static.warm_up(self._graphs, self._forward, self.model.logits)
+        except torch.OutOfMemoryError as error:
+            if not may_shrink:
+                raise
+            log.warning("a cache of %d blocks is too large: %s", self.ledger.num_blocks, error)
+            self._graphs.close()
+            self._layers = _Layers([], [])
+            return False
+        return True
+
     def _measure_step(self) -> int:
         """Bytes that the largest steps need beside weights and cache.
 
@@ -273,7 +309,7 @@ class ModelRunner(Runner):
         each token of it sees as much context as the last tokens of the large one.
         """
         memory = self.platform.memory()
-        if memory.kind == "statistics":
+        if memory.kind != "measured":
             return int(memory.snapshot().total * STATISTICS_SHARE)
         most, rows, peak = self.config.max_batch_tokens, self.config.max_requests, 0
         if not self.platform.capabilities.chunked_prefill:

@@ -117,6 +117,28 @@ def test_a_vendor_s_own_backend_does_every_collective(tmp_path: Path) -> None:
     play("through_a_registered_backend", f"file://{tmp_path}/meet", 2)
 
 
+def through_the_extended_interface(rank: int, place: str) -> None:
+    told = []
+
+    def create(options, backend_options):
+        told.append((options.group_id, options.global_ranks_in_group, backend_options))
+        return torch.distributed.ProcessGroupGloo(
+            options.store, options.group_rank, options.group_size, options.timeout
+        )
+
+    register = torch.distributed.Backend.register_backend
+    register("extended", create, extended_api=True, devices=["cpu"])
+    group = GroupCommunicator(place, rank, (1, 0), backend="extended", timeout_s=60)
+    assert group.rank == 1 - rank
+    check_reductions(group, torch.float32)
+    assert told == [("1-0/0", [1, 0], None)]
+    group.close()
+
+
+def test_a_vendor_s_backend_may_be_registered_with_the_extended_interface(tmp_path: Path) -> None:
+    play("through_the_extended_interface", f"file://{tmp_path}/meet", 2)
+
+
 def test_a_backend_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no distributed backend 'nonesuch'; it has gloo"):
         GroupCommunicator(f"file://{tmp_path}/meet", 0, (0,), backend="nonesuch")

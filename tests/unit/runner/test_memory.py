@@ -60,3 +60,13 @@ def test_the_ledger_reads_as_lines_of_name_and_size():
     lines = str(size()).splitlines()
     assert lines[0].split() == ["device", "total", "1,000.0", "MiB"]
     assert any(line.startswith("KV cache") and "740 blocks" in line for line in lines)
+
+
+def test_a_device_may_keep_the_cache_to_a_share_of_the_memory():
+    ledger = size(cache_share=0.3)
+    assert ledger.num_blocks == 270
+    assert ledger.limited_by == "the device's share for a cache"
+    assert size(cache_share=0.95).limited_by == "all that fits"
+    assert size(cache_share=0.3, wanted=200).num_blocks == 200
+    with pytest.raises(CapacityError, match="300 KV blocks"):
+        size(cache_share=0.3, wanted=300)
