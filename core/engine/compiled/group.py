@@ -7,6 +7,7 @@ may use for itself, is left alone. Only the members of a group need to make it.
 import os
 from collections import Counter
 from datetime import timedelta
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import (
     _DistributedBackendOptions,
     _register_process_group,
+    _resolve_process_group,
     _unregister_process_group,
 )
 from torch.distributed import (  # type: ignore[attr-defined]  # public, but not re-exported
@@ -121,10 +123,19 @@ class GroupCommunicator(Communicator):
         group._set_default_backend(kind)
         group._register_backend(torch.device(device), kind, made)
         self._group: ProcessGroup | None = group
-        #: By which torch's functional collectives, those that graphs hold, find the group. The same
-        #: in every process, and so are the graphs.
-        self.name = GroupName(f"engine-{'-'.join(map(str, ranks))}-{instance}")
-        _register_process_group(self.name, group)
+        self._wanted_name = f"engine-{'-'.join(map(str, ranks))}-{instance}"
+        self._name: GroupName | None = None
+
+    @property
+    def name(self) -> GroupName:
+        """By which torch's functional collectives, those that graphs hold, find the group.
+
+        The same in every process, and so are the graphs; but that a second engine of one process,
+        whose ranks are the same, has another.
+        """
+        if self._name is None:
+            self._name = _register(self._wanted_name, self._joined)
+        return self._name
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -168,15 +179,27 @@ class GroupCommunicator(Communicator):
         self._joined.barrier().wait()
 
     def close(self) -> None:
-        if self._group is not None:
-            _unregister_process_group(self.name)
-        self._group = self._store = None
+        if self._name is not None:
+            _unregister_process_group(self._name)
+        self._group = self._store = self._name = None
 
     @property
     def _joined(self) -> ProcessGroup:
         if self._group is None:
             raise ValueError("this communicator was closed")
         return self._group
+
+
+def _register(wanted: str, group: ProcessGroup) -> GroupName:
+    """Under that name, or the first of those with a number that is free."""
+    for number in count(1):
+        name = GroupName(wanted if number == 1 else f"{wanted}-{number}")
+        try:
+            _resolve_process_group(name)
+        except RuntimeError:  # there is no such group
+            _register_process_group(name, group)
+            return name
+    raise AssertionError("there is always another number")
 
 
 def _make(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.compiled import GroupCommunicator
+from engine.compiled import GroupCommunicator, ProgramCommunicator
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.platform import Communicator
@@ -137,6 +137,20 @@ def through_the_extended_interface(rank: int, place: str) -> None:
 
 def test_a_vendor_s_backend_may_be_registered_with_the_extended_interface(tmp_path: Path) -> None:
     play("through_the_extended_interface", f"file://{tmp_path}/meet", 2)
+
+
+def test_two_engines_of_one_process_have_groups_of_their_own(tmp_path: Path) -> None:
+    first = GroupCommunicator(f"file://{tmp_path}/first", 0, (0,))
+    second = GroupCommunicator(f"file://{tmp_path}/second", 0, (0,))
+    assert first.name != second.name
+    again = ProgramCommunicator(second)
+    assert torch.equal(again.all_reduce(torch.ones(2)), torch.ones(2))
+    first_name = first.name
+    first.close()
+    second.close()
+    third = GroupCommunicator(f"file://{tmp_path}/third", 0, (0,))
+    assert third.name == first_name
+    third.close()
 
 
 def test_a_backend_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
