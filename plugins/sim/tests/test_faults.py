@@ -32,7 +32,7 @@ def right(model):
 @pytest.mark.parametrize("words", ["", ":nosync", ":static", ":compile", ":3,static", ":h200"])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_without_faults_the_tokens_are_those_of_the_cpu(model, right, words, overlap):
-    [(tokens, _)] = answers(model, f"sim{words}", [1, 2, 3], overlap=overlap)
+    [(tokens, _)] = answers(model, f"sim{words}", [1, 2, 3], overlap=overlap, dtype="float32")
     assert tokens == right
 
 
