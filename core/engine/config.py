@@ -9,7 +9,7 @@ from typing import Any
 from engine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8", "int4")
+QUANTIZATIONS = ("int8", "int4", "fp8")
 _COUNTS = (
     "max_batch_tokens",
     "max_requests",

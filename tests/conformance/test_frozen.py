@@ -22,6 +22,7 @@ FROZEN = Path(__file__).parent / "frozen"
 DIGESTS = {
     "contract_1_0": "2a7b11763d156d4113d5c00769b7aa69939b55843de2c803cb96e98142bc47a5",
     "contract_1_1": "83822cd5d4dd830c513e75e5c59a9efd9163f65bcdd95d92f38a3f8d1209e40a",
+    "contract_1_2": "eda499b6b4a495b798ef12c0aa24706d481ceedfd7bf7ee1179bcd4a775c1503",
 }
 
 
@@ -69,6 +70,10 @@ class TestContract10(Frozen):
 
 class TestContract11(Frozen):
     version = "1_1"
+
+
+class TestContract12(Frozen):
+    version = "1_2"
 
 
 del Frozen  # the classes made from it are the tests

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from broken_platforms import with_attention, with_platform
+from fusing import forward_packed
 
 from engine.platform import Availability, Capabilities, MemorySnapshot
 from engine.testing.checks import Status
@@ -200,6 +201,44 @@ def test_a_window_that_is_ignored_is_found(assert_found, good):
 def test_a_window_that_is_one_too_wide_is_found(assert_found, good):
     broken = with_attention(good, _attend=attend_with(window=17))
     assert_found("attention/float32/window-16", broken, "over the tolerance")
+
+
+@pytest.mark.parametrize("name", ["rotary", "norm-and-rotary", "partial-rotary"])
+def test_a_prologue_that_is_left_out_or_half_done_is_found(name, assert_found, good):
+    def fuses(self, prologue):
+        return True
+
+    def without_norm(self, packed, prologue, cache, plan):
+        return forward_packed(self, packed, replace(prologue, norm_epsilon=None), cache, plan)
+
+    def without_rotary(self, packed, prologue, cache, plan):
+        still = replace(packed, cos_TR=packed.cos_TR**0, sin_TR=packed.sin_TR * 0)
+        return forward_packed(self, still, prologue, cache, plan)
+
+    right = with_attention(good, fuses=fuses, forward_packed=forward_packed)
+    wrong = without_norm if name == "norm-and-rotary" else without_rotary
+    broken = with_attention(good, fuses=fuses, forward_packed=wrong)
+    case = f"attention/float32/prologue-{name}"
+    assert_found(case, broken, "over the tolerance", good=right)
+
+
+def test_a_platform_without_a_prologue_of_its_own_is_not_asked_for_one(judge, good):
+    found = judge("attention/float32/prologue-rotary", good)
+    assert found.status is Status.SKIPPED
+    assert "leaves this to the model" in found.reason
+
+
+def test_an_engine_whose_attention_does_the_prologue_answers_the_same(judge, good):
+    asked = []
+
+    def fuses(self, prologue):
+        asked.append(prologue)
+        return True
+
+    fused = with_attention(good, fuses=fuses, forward_packed=forward_packed)
+    found = judge("runner/float32/batched", fused)
+    assert found.status is Status.PASSED, found.reason
+    assert asked
 
 
 def clear_instead_of_copying(self, cache, pairs):

@@ -77,15 +77,13 @@ def check_world(config: EngineConfig, platform: Platform) -> None:
 def find_buckets(
     config: EngineConfig, platform: Platform, model: ModelFacts, chosen: Chosen
 ) -> ShapeBuckets | None:
-    """The shapes of a platform that has static ones; None of others.
+    """The shapes of a platform that has static ones; None of others, which only hear the limits.
 
     Raises:
         ConfigError: they do not hold what the settings ask for.
         UnsupportedError: the platform names no shapes.
     """
     capabilities = platform.capabilities
-    if not capabilities.static_shapes:
-        return None
     tokens = config.max_batch_tokens
     if not capabilities.chunked_prefill:
         tokens = max(tokens, chosen.max_model_len)  # prompts come whole
@@ -97,6 +95,8 @@ def find_buckets(
         fingerprint=_fingerprint(config, model, chosen),
     )
     buckets = platform.buckets(limits)
+    if not capabilities.static_shapes:
+        return None
     if buckets is None:
         raise UnsupportedError(
             f"platform {platform.name!r} says that it has static shapes, and names none"

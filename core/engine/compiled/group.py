@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import (
+    BarrierOptions,
     _DistributedBackendOptions,
     _register_process_group,
     _resolve_process_group,
@@ -121,7 +122,8 @@ class GroupCommunicator(Communicator):
         group = ProcessGroup(store, self.rank, self.size)
         made, kind = _make(backend, name, store, ranks, self.rank, timeout)
         group._set_default_backend(kind)
-        group._register_backend(torch.device(device), kind, made)
+        self._device = torch.device(device)
+        group._register_backend(self._device, kind, made)
         self._group: ProcessGroup | None = group
         self._wanted_name = f"engine-{'-'.join(map(str, ranks))}-{instance}"
         self._name: GroupName | None = None
@@ -176,7 +178,9 @@ class GroupCommunicator(Communicator):
         return x if whole is x else x.copy_(whole)
 
     def barrier(self) -> None:
-        self._joined.barrier().wait()
+        options = BarrierOptions()
+        options.device = self._device  # torch looks for the host's backend if nothing is said
+        self._joined.barrier(options).wait()
 
     def close(self) -> None:
         if self._name is not None:

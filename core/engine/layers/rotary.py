@@ -14,7 +14,8 @@ class Rotary:
     """
 
     def __init__(self, site: Site, frequencies: Tensor, scale: float, head_dim: int) -> None:
-        facts = {"head_dim": head_dim, "rotary_dim": 2 * frequencies.shape[0]}
+        self.dim = 2 * frequencies.shape[0]
+        facts = {"head_dim": head_dim, "rotary_dim": self.dim}
         self._turn = site.choose("rotary_angles", **facts)
         self._rotate = site.choose("rotary", **facts)
         self._frequencies = frequencies.to(site.device, torch.float32)

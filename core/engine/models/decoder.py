@@ -7,7 +7,7 @@ width; H, K and F of this rank.
                └──── residual ──────┴──────────── residual ────────────┘
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from engine.layers import (
 from engine.models.architecture import Architecture
 from engine.models.model import Attend, Model
 from engine.models.weights import DecoderWeights, LayerWeights
-from engine.platform.attention import AttentionSpec
+from engine.platform.attention import AttentionSpec, Packed, Prologue
 
 
 class Decoder(Model):
@@ -57,6 +57,13 @@ class Decoder(Model):
 
     def attention_specs(self) -> list[AttentionSpec]:
         return list(self._specs)
+
+    def prologues(self) -> list[Prologue | None]:
+        return [layer.attention.prologue for layer in self._layers]
+
+    def fuse(self, layers: Sequence[bool]) -> None:
+        for layer, fused in zip(self._layers, layers, strict=True):
+            layer.attention.fused = fused
 
     def forward(self, input_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         angles = self._rotary.angles(positions)
@@ -94,7 +101,7 @@ class DecoderLayer:
         self, site: Site, model: Architecture, weights: LayerWeights, number: int, rotary: Rotary
     ) -> None:
         self._attention_norm = RMSNorm(site, weights.attention_norm(), model.norm_epsilon)
-        self._attention = Attention(site, model, weights, number, rotary)
+        self.attention = Attention(site, model, weights, number, rotary)
         self._feed_forward_norm = RMSNorm(site, weights.feed_forward_norm(), model.norm_epsilon)
         self._feed_forward = _feed_forward(site, model, weights)
         self._residual_multiplier = model.residual_multiplier
@@ -108,12 +115,14 @@ class DecoderLayer:
     ) -> tuple[Tensor, Tensor]:
         """Of [T, W] each: what is still to be added to the residual, and the residual."""
         normed, residual = add_and_norm(self._attention_norm, addend, residual)
-        addend = scaled(self._attention(normed, angles, attend), self._residual_multiplier)
+        addend = scaled(self.attention(normed, angles, attend), self._residual_multiplier)
         normed, residual = self._feed_forward_norm.add(addend, residual)
         return scaled(self._feed_forward(normed), self._residual_multiplier), residual
 
 
 class Attention:
+    """`fused`: the device does the prologue together with attention."""
+
     def __init__(
         self, site: Site, model: Architecture, weights: LayerWeights, number: int, rotary: Rotary
     ) -> None:
@@ -125,9 +134,18 @@ class Attention:
         self._head_norms = _head_norms(site, model, weights) if model.qk_norm else None
         self._rotary = rotary
         self._output = RowParallelLinear(site, *weights.attention_output())
+        self.prologue = Prologue(
+            rotary_dim=rotary.dim, norm_epsilon=model.norm_epsilon if model.qk_norm else None
+        )
+        self.fused = False
 
     def __call__(self, x_TW: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        parts = torch.split(self._qkv(x_TW), [n * self._head_dim for n in self._heads], dim=-1)
+        qkv_TX = self._qkv(x_TW)
+        if self.fused:
+            norms = [norm.weight for norm in self._head_norms or ()]
+            packed = Packed(qkv_TX, *angles, *norms)
+            return self._output(attend.packed(self._number, packed, self.prologue).flatten(1))
+        parts = torch.split(qkv_TX, [n * self._head_dim for n in self._heads], dim=-1)
         q_THD, k_TKD, v_TKD = (
             part.view(len(part), heads, self._head_dim)
             for part, heads in zip(parts, self._heads, strict=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from engine.errors import ModelError
 from engine.models import bridge
 from engine.models.load_request import LoadRequest
-from engine.models.model import Model
+from engine.models.model import Attend, Model
 from engine.platform.attention import AttentionSpec
 
 #: Arguments of an attention call that do not change what it computes.
@@ -113,8 +113,14 @@ def require_same_logits(model: Model, causal: PreTrainedModel, request: LoadRequ
         raise unsupported(request, "its output layer apart from its decoder gives other logits")
 
 
-def _attend_to_itself(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-    return own_values(q_THD, v_TKD)
+class _ToItself(Attend):
+    """Each token sees only itself; before anything is fused."""
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        return own_values(q_THD, v_TKD)
+
+
+_attend_to_itself = _ToItself()
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

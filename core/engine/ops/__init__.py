@@ -58,9 +58,9 @@ Facts that `when` and `unless` are asked with (more may come: take `**_`): every
 * argmax, sample: `vocab_size`; their dtype is always float32
 * mixture_of_experts: `experts`, `width`, `expert_width`, `quantization`
 
-`quantization` is None, or one of `Capabilities.quantization` ("int8", "int4"): the factory rounds
-the weights to so many bits, and what it returns (of `tied_embedding`, the linear part) says in
-`num_bytes` how much memory it keeps. The reference has no such factory.
+`quantization` is None, or one of `Capabilities.quantization` ("int8", "int4", "fp8"): the factory
+rounds the weights to so many bits, and what it returns (of `tied_embedding`, the linear part) says
+in `num_bytes` how much memory it keeps. The reference has no such factory.
 """
 
 from engine.ops import reference, sampling

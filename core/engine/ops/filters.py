@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.ops.draw import chunk_sums
+from engine.ops.staging import send
 
 _UNITS = 2.0**40  # float32 weights from 2**-16 up are whole numbers of these
 _DIGIT_BITS = 10
@@ -47,31 +48,27 @@ def weigh(scores_NV: Tensor, highest_N: Tensor, filters: Filters) -> Tensor:
     """
     device = scores_NV.device
     numbers = np.stack((filters.temperature_N, filters.top_p_N, filters.min_p_N))
-    temperature_N1, top_p_N1, floor_N1 = to_device(numbers, device).unsqueeze(-1)
+    temperature_N1, top_p_N1, floor_N1 = send(numbers, device).unsqueeze(-1)
     weights_NV = (scores_NV - highest_N.unsqueeze(1)).div_(temperature_N1).exp_()
     with_k, with_p = filters.top_k_N > 0, filters.top_p_N < 1
     if with_k.any():
-        at_A = to_device(np.flatnonzero(with_k), device)
+        at_A = send(np.flatnonzero(with_k), device)
         ids_AK = _keep_top_k(weights_NV, scores_NV, at_A, filters.top_k_N[with_k])
     if with_p.any():
         target_N1 = _target(weights_NV, top_p_N1)
         if (both := with_k & with_p).any():
-            at_A = to_device(np.flatnonzero(both), device)
+            at_A = send(np.flatnonzero(both), device)
             candidates_AK = weights_NV[
-                at_A.unsqueeze(1), ids_AK[to_device(np.flatnonzero(with_p[with_k]), device)]
+                at_A.unsqueeze(1), ids_AK[send(np.flatnonzero(with_p[with_k]), device)]
             ]
             _lift(floor_N1, at_A, _nucleus_of_sorted(candidates_AK, target_N1[at_A]))
         alone = np.flatnonzero(with_p & ~with_k)
         for start in range(0, len(alone), _GROUP):
-            at_G = to_device(alone[start : start + _GROUP], device)
+            at_G = send(alone[start : start + _GROUP], device)
             _lift(floor_N1, at_G, _nucleus(weights_NV[at_G], target_N1[at_G]))
     if with_p.any() or filters.min_p_N.any():
         weights_NV.masked_fill_(weights_NV < floor_N1, 0.0)
     return weights_NV
-
-
-def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _lift(floor_N1: Tensor, at_A: Tensor, other_A1: Tensor) -> None:
@@ -85,7 +82,7 @@ def _keep_top_k(
     scores_AV = scores_NV if len(k_A) == len(scores_NV) else scores_NV[at_A]
     highest_AK, ids_AK = scores_AV.topk(int(k_A.max()), dim=-1)
     cutoff_N1 = scores_NV.new_full((len(scores_NV), 1), -torch.inf)
-    cutoff_N1[at_A] = highest_AK.gather(1, to_device(k_A - 1, scores_NV.device).unsqueeze(1))
+    cutoff_N1[at_A] = highest_AK.gather(1, send(k_A - 1, scores_NV.device).unsqueeze(1))
     weights_NV.masked_fill_(scores_NV < cutoff_N1, 0.0)
     return ids_AK
 

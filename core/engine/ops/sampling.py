@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.ops.draw import draw
-from engine.ops.filters import Filters, to_device, weigh
+from engine.ops.filters import Filters, weigh
+from engine.ops.staging import send
 
 
 def argmax(scores_MV: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ def sample(
 ) -> Tensor:
     """A row without a finite highest score gets some id, and disturbs no other."""
     if len(places_N) != len(scores_MV):
-        at_N = to_device(places_N, scores_MV.device)
+        at_N = send(places_N, scores_MV.device)
         scores_MV, highest_M = scores_MV[at_N], highest_M[at_N]
     weights_NV = weigh(scores_MV, highest_M, Filters(temperature_N, top_k_N, top_p_N, min_p_N))
-    return draw(weights_NV, to_device(uniforms_N2, scores_MV.device))
+    return draw(weights_NV, send(uniforms_N2, scores_MV.device))

@@ -6,6 +6,8 @@ from engine.platform.attention import (
     AttentionSpec,
     KVCache,
     KVLayout,
+    Packed,
+    Prologue,
     StepMetadata,
 )
 from engine.platform.base import API_VERSION, Availability, Capabilities, Platform, PlatformSpec
@@ -43,9 +45,11 @@ __all__ = [
     "MemoryProfiler",
     "MemorySnapshot",
     "OpTable",
+    "Packed",
     "Pending",
     "Platform",
     "PlatformSpec",
+    "Prologue",
     "Runner",
     "Shape",
     "ShapeBuckets",

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from engine.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,6 +67,26 @@ class StepMetadata:
     num_decodes: int  # how many of the first requests have exactly one row
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prologue:
+    """What a layer does to its queries and keys before it attends: operation `rms_norm` on each
+    head where there is an epsilon, then operation `rotary`."""
+
+    rotary_dim: int  # the first of each head's dimensions that are rotated
+    norm_epsilon: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a layer's projection gave, and what a prologue needs. R rotary_dim."""
+
+    qkv_TX: "Tensor"  # [T, (H + 2K) * D]: a token's queries, keys and values side by side
+    cos_TR: "Tensor"  # [T, R/2] float32
+    sin_TR: "Tensor"
+    query_norm_D: "Tensor | None" = None  # weights, where there is an epsilon
+    key_norm_D: "Tensor | None" = None
+
+
 class AttentionBackend(ABC):
     """Made once for each distinct spec of a model; shared by its layers."""
 
@@ -96,6 +118,19 @@ class AttentionBackend(ABC):
 
         Returns the result [T, H, D] in `spec.dtype`, and the cache after the store.
         """
+
+    def fuses(self, prologue: Prologue) -> bool:
+        """Whether `forward_packed` does it. Asked once a layer, before the first step."""
+        return False
+
+    def forward_packed(
+        self, packed: Packed, prologue: Prologue, cache: KVCache, plan: Any
+    ) -> "tuple[Tensor, KVCache]":
+        """As `forward`, of the queries and keys that the prologue makes.
+
+        Called for prologues that the backend `fuses`, and no others.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no prologue of its own")
 
     @abstractmethod
     def copy_blocks(self, cache: KVCache, pairs: Sequence[tuple[int, int]]) -> KVCache:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.config import EngineConfig
 from engine.platform.attention import AttentionBackend, AttentionSpec
@@ -15,10 +15,13 @@ from engine.platform.profile import DeviceProfile
 from engine.platform.runner import Runner
 from engine.platform.shapes import ShapeBuckets, StepLimits
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 #: The contract's version. The first number rises when something is removed, changed or made
 #: required; the second when something optional is added. Each rise has an entry in CHANGELOG.md
 #: beside this file. A plugin states, as a literal, the version it was written against.
-API_VERSION = (1, 2)
+API_VERSION = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,14 @@ class Capabilities:
 
     dtypes: tuple[str, ...] = ("float32",)  # best first: "auto" takes the first fit
     kv_dtypes: tuple[str, ...] = ("float32",)
-    quantization: frozenset[str] = frozenset()
+    quantization: frozenset[str] = frozenset()  # of "int8", "int4", "fp8"
     block_sizes: tuple[int, ...] = (16,)  # the first is the default
     world_size: int = 1  # the most ranks of one engine
     mixed_batches: bool = False  # prefill and decode may share a step
     chunked_prefill: bool = False  # a prompt may be computed in several steps
     prefix_reuse: bool = False  # a request may read blocks that another one wrote
     overlap: bool = False  # a step may be started before the last one's tokens were read
-    pinned_memory: bool = False
+    pinned_memory: bool = False  # what a step sends to the device is staged in such memory
     static_shapes: bool = False  # steps are padded to the shapes that `Platform.buckets` names
     max_prefills: int | None = None  # the most prompts in one step
     sampling: Literal["device", "host"] = "device"  # where tokens are chosen; host: logits go there
@@ -88,7 +91,10 @@ class Platform(ABC):
         return EagerRunner()
 
     def buckets(self, limits: StepLimits) -> ShapeBuckets | None:
-        """The shapes of steps, for a device with `static_shapes`. Asked once, before `graphs`."""
+        """The shapes of steps, for a device with `static_shapes`; None from any other.
+
+        Asked once, before `graphs`: `limits` also tell what to prepare for.
+        """
         return None
 
     def ops(self, table: OpTable) -> None:
@@ -97,6 +103,13 @@ class Platform(ABC):
     def runner(self) -> Runner | None:
         """The narrow seam, for devices torch does not drive. None: core's own runner."""
         return None
+
+    def to_host(self, x: "Tensor") -> "Callable[[], Tensor]":
+        """Start to copy `x` to the host; what is returned waits for the copy, and returns it.
+
+        A device that computes while the host goes on waits for no work that was started later.
+        """
+        return lambda: x.cpu()
 
     def synchronize(self) -> None:
         """Wait for the device's work that was started so far."""

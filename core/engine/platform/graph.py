@@ -48,6 +48,13 @@ class GraphRunner(ABC):
     @abstractmethod
     def run(self, forward: Forward, inputs: StepInputs) -> "Tensor": ...
 
+    def reserve(self, activations: int) -> int:
+        """Bytes that programs will hold, beside what a step needs for a moment (`activations`).
+
+        Asked before the KV cache is sized, and left out of it.
+        """
+        return 0
+
     def project(self, logits: Logits, hidden: "Tensor", rows: "Tensor") -> "Tensor":
         """Logits of some rows of what `run` returned. Asked on devices with static shapes, where
         `rows` has one entry a request of the step's shape."""

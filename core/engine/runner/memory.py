@@ -1,8 +1,8 @@
 """How many KV blocks fit, and where the memory goes.
 
-|-------------------------------- device total --------------------------------|
-|-- others --|-- weights --|-- runtime --|-- activations --|-- KV --|- reserve -|
-             |------------------ memory_fraction of the total ------|
+|---------------------------------- device total ----------------------------------|
+|- others -|- weights -|- runtime -|- activations -|- programs -|- KV -|- reserve -|
+           |------------------ memory_fraction of the total -----------|
 """
 
 from dataclasses import dataclass, replace
@@ -28,11 +28,12 @@ class Ledger:
     num_blocks: int
     block_size: int  # tokens
     limited_by: str  # why there are not more blocks
+    programs: int = 0  # set aside for what the device prepares before the first step
 
     @property
     def reserve(self) -> int:
-        known = self.others + self.weights + self.runtime + self.activations + self.kv
-        return self.total - known
+        moment = self.activations + self.programs
+        return self.total - (self.others + self.weights + self.runtime + moment + self.kv)
 
     def cut(self, num_blocks: int, why: str = "all that fits another rank") -> "Ledger":
         """With no more than so many blocks."""
@@ -48,6 +49,7 @@ class Ledger:
             ("weights", self.weights, ""),
             ("runtime", self.runtime, ""),
             ("activations", self.activations, "peak of a step"),
+            *([("programs", self.programs, "")] if self.programs else []),
             ("KV cache", self.kv, self._capacity()),
             ("reserve", self.reserve, ""),
         ]
@@ -71,6 +73,7 @@ def size_cache(
     most_blocks: int,
     wanted: int | None,
     cache_share: float = 1.0,
+    programs: int = 0,
 ) -> Ledger:
     """Decide the number of blocks.
 
@@ -83,20 +86,17 @@ def size_cache(
     """
     others = max(0, start.total - start.free - start.used)
     runtime = max(0, loaded.used - weights)
-    room = int(loaded.total * fraction) - others - weights - runtime - activations
-    room = min(room, loaded.free - activations)
+    beside = activations + programs
+    room = int(loaded.total * fraction) - others - weights - runtime - beside
+    room = min(room, loaded.free - beside)
     share = int(loaded.total * fraction * cache_share)
     limit = "all that fits" if room <= share else "the device's share for a cache"
     room = min(room, share)
     fit = max(0, room // block_bytes)
     num_blocks = min(fit, most_blocks) if wanted is None else wanted
     if num_blocks < 1 or num_blocks > fit:
-        raise CapacityError(
-            f"{max(1, num_blocks)} KV blocks of {block_bytes:,} bytes need"
-            f" {max(1, num_blocks) * block_bytes / MIB:,.1f} MiB, but {max(0, room) / MIB:,.1f} MiB"
-            f" are left of {loaded.total / MIB:,.1f} MiB (memory_fraction {fraction}); raise"
-            " memory_fraction, lower max_model_len or max_requests, or use a smaller model"
-        )
+        left = f"of {loaded.total / MIB:,.1f} MiB (memory_fraction {fraction})"
+        raise _too_many(max(1, num_blocks), block_bytes, max(0, room), left)
     reasons = {wanted: "as asked for", fit: limit}
     return Ledger(
         total=loaded.total,
@@ -108,4 +108,13 @@ def size_cache(
         num_blocks=num_blocks,
         block_size=block_size,
         limited_by=reasons.get(num_blocks, "all that max_requests can use"),
+        programs=programs,
+    )
+
+
+def _too_many(num_blocks: int, block_bytes: int, room: int, of: str) -> CapacityError:
+    return CapacityError(
+        f"{num_blocks} KV blocks of {block_bytes:,} bytes need"
+        f" {num_blocks * block_bytes / MIB:,.1f} MiB, but {room / MIB:,.1f} MiB are left {of};"
+        " raise memory_fraction, lower max_model_len or max_requests, or use a smaller model"
     )

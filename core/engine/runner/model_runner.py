@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from engine.platform import (
     AttentionBackend,
     AttentionSpec,
     Communicator,
-    KVCache,
     MemoryProfiler,
     OpTable,
     Pending,
@@ -28,12 +27,13 @@ from engine.platform import (
     StepInputs,
 )
 from engine.runner.agreement import Agreement
+from engine.runner.layers import Layers
 from engine.runner.memory import STATISTICS_SHARE, Ledger, size_cache
 from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
 from engine.runner.static import StaticSteps
 from engine.runner.table import Arranged, Indices, RequestTable
 from engine.sampling.logprobs import prompt_logprobs
-from engine.sampling.sampler import Sampled, Sampler
+from engine.sampling.sampler import Choice, Sampled, Sampler
 
 #: Steps that take longer than this are not measured at their full size, but at this one.
 MEASURE_S = 0.5
@@ -43,33 +43,6 @@ SAMPLE_TOKENS = 64
 SHRINK = 0.75
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Layers:
-    """Attention of the whole model: layer i uses backend `backends[i]` and `caches[i]`."""
-
-    backends: list[AttentionBackend]
-    caches: list[KVCache]
-
-    def attend(self, inputs: StepInputs) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """The function that a model calls once a layer in this step."""
-        plans = {one: one.plan(inputs.metadata) for one in dict.fromkeys(self.backends)}
-
-        def attend(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-            backend = self.backends[layer]
-            out_THD, self.caches[layer] = backend.forward(
-                q_THD, k_TKD, v_TKD, self.caches[layer], plans[backend]
-            )
-            return out_THD
-
-        return attend
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self.caches = [
-            backend.copy_blocks(cache, pairs)
-            for backend, cache in zip(self.backends, self.caches, strict=True)
-        ]
 
 
 class ModelRunner(Runner):
@@ -117,6 +90,12 @@ class ModelRunner(Runner):
         start = memory.snapshot()
         self.model = self._load_model()
         self._backends = self._choose_backends(self.model.attention_specs())
+        self.model.fuse(
+            [
+                prologue is not None and backend.fuses(prologue)
+                for backend, prologue in zip(self._backends, self.model.prologues(), strict=True)
+            ]
+        )
         self._make_tables()
         activations = self._measure_step()
         memory.release_cached()
@@ -133,6 +112,7 @@ class ModelRunner(Runner):
             most_blocks=blocks_a_request * self.config.max_requests,
             wanted=self.config.num_blocks,
             cache_share=memory.cache_share,
+            programs=self._graphs.reserve(activations),
         )
         self.ledger = self.ledger.cut(self._agreed.least(self.ledger.num_blocks))
         while not self._warm_up(may_shrink=self._may_shrink(memory)):
@@ -155,8 +135,9 @@ class ModelRunner(Runner):
         self._table.update_blocks(step)
         logits = self._compute(step)
         sampled = self._sample(step, logits)
+        choices = sampled.fetch(self.platform.to_host) if sampled else list
         prompts = self._prompt_logprobs(step, logits)
-        return Pending(batch, lambda: self._collect(step, sampled, prompts))
+        return Pending(batch, lambda: _collect(step, choices(), prompts))
 
     def reset(self) -> None:
         for key in list(self._table.admissions):
@@ -177,13 +158,23 @@ class ModelRunner(Runner):
 
     def _make_tables(self) -> None:
         """What remembers requests, where the platform wants it to be."""
-        host, device = self.platform.capabilities.sampling == "host", self.platform.device
+        capabilities, device = self.platform.capabilities, self.platform.device
+        host, pinned = capabilities.sampling == "host", capabilities.pinned_memory
         most = self.config.max_requests
         self._table = RequestTable(
-            most, self.max_model_len, self.block_size, device, "cpu" if host else None
+            most,
+            self.max_model_len,
+            self.block_size,
+            device,
+            "cpu" if host else None,
+            pinned=pinned,
         )
         self._sampler = Sampler(
-            self.vocab_size, most, "cpu" if host else device, None if host else self._ops
+            self.vocab_size,
+            most,
+            "cpu" if host else device,
+            None if host else self._ops,
+            pinned=pinned and not host,
         )
         if self._buckets is not None:
             self._static = StaticSteps(self._buckets, self._table, host_logits=host)
@@ -192,7 +183,7 @@ class ModelRunner(Runner):
         if self._static is not None:
             self._static.spare_block = num_blocks
             num_blocks += 1
-        self._layers = _Layers(self._backends, [one.allocate(num_blocks) for one in self._backends])
+        self._layers = Layers(self._backends, [one.allocate(num_blocks) for one in self._backends])
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         return self.model.forward(inputs.input_ids, inputs.positions, self._layers.attend(inputs))
@@ -251,26 +242,6 @@ class ModelRunner(Runner):
             found[i] = prompt_logprobs(logits, rows, following, count)
         return found
 
-    def _collect(
-        self, step: Arranged, sampled: Sampled | None, prompts: dict[int, list[Logprobs]]
-    ) -> StepOutput:
-        """Wait for the step's tokens and bring everything into the batch's order."""
-        tokens = iter(sampled.to_host() if sampled else ())
-        outputs: list[SliceOutput] = [SliceOutput()] * len(step.slices)
-        for i, part in enumerate(step.slices):
-            prompt = tuple(prompts.get(i, ()))
-            if not part.samples:
-                outputs[step.order[i]] = SliceOutput(prompt_logprobs=prompt)
-                continue
-            token, logprobs, finite = next(tokens)
-            outputs[step.order[i]] = SliceOutput(
-                tokens=(token,),
-                logprobs=(logprobs,) if logprobs else (),
-                prompt_logprobs=prompt,
-                error=None if finite else "the model's logits are not finite numbers",
-            )
-        return StepOutput(tuple(outputs))
-
     # Before the first request
 
     def _may_shrink(self, memory: MemoryProfiler) -> bool:
@@ -298,7 +269,7 @@ class ModelRunner(Runner):
                 raise
             log.warning("a cache of %d blocks is too large: %s", self.ledger.num_blocks, error)
             self._graphs.close()
-            self._layers = _Layers([], [])
+            self._layers = Layers([], [])
             return False
         return True
 
@@ -358,6 +329,27 @@ class ModelRunner(Runner):
         inputs = self._table.inputs(step)
         self.reset()
         return inputs
+
+
+def _collect(
+    step: Arranged, choices: Sequence[Choice], prompts: dict[int, list[Logprobs]]
+) -> StepOutput:
+    """Bring everything into the batch's order."""
+    tokens = iter(choices)
+    outputs: list[SliceOutput] = [SliceOutput()] * len(step.slices)
+    for i, part in enumerate(step.slices):
+        prompt = tuple(prompts.get(i, ()))
+        if not part.samples:
+            outputs[step.order[i]] = SliceOutput(prompt_logprobs=prompt)
+            continue
+        token, logprobs, finite = next(tokens)
+        outputs[step.order[i]] = SliceOutput(
+            tokens=(token,),
+            logprobs=(logprobs,) if logprobs else (),
+            prompt_logprobs=prompt,
+            error=None if finite else "the model's logits are not finite numbers",
+        )
+    return StepOutput(tuple(outputs))
 
 
 def _operations(ops: OpTable) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Admission, Batch, Slice
+from engine.ops.staging import send
 from engine.platform import Shape, StepInputs, StepMetadata
 
 Indices = NDArray[np.int64]
@@ -43,7 +44,11 @@ class Padding:
 
 
 class RequestTable:
-    """`tokens_on`: where the tokens are kept, if not on the device that computes."""
+    """
+    Args:
+        tokens_on: where the tokens are kept, if not on the device that computes.
+        pinned: as `engine.ops.staging.send` says.
+    """
 
     def __init__(
         self,
@@ -52,10 +57,13 @@ class RequestTable:
         block_size: int,
         device: str,
         tokens_on: str | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.block_size = block_size
         self.device = device
         self.tokens_on = tokens_on or device
+        self._pinned = pinned
         # One column more: the last token of a full context is stored, though never computed.
         size = (num_rows, max_length + 1)
         self.tokens_RL = torch.zeros(size, dtype=torch.int32, device=self.tokens_on)
@@ -133,12 +141,13 @@ class RequestTable:
 
     def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
-        places_M = torch.from_numpy(rows_M * self._places_a_row + positions_M)
-        places_M = places_M.to(self.tokens_on, non_blocking=True)
+        places = rows_M * self._places_a_row + positions_M
+        pinned = self._pinned and self.tokens_on == self.device
+        places_M = send(places, self.tokens_on, pinned=pinned)
         self._all_tokens.index_copy_(0, places_M, tokens_M.to(torch.int32))
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return send(array, self.device, pinned=self._pinned)
 
     def _metadata(self, step: Arranged, sizes_N: Indices, slots: Tensor) -> StepMetadata:
         max_length, count = int(step.stops_N.max()), len(sizes_N)

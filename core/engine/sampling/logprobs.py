@@ -5,6 +5,7 @@ Shape legend: M rows, V vocabulary, K most likely tokens, P positions of a promp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from engine.batch import Logprobs
 
 #: Positions of a prompt whose logits exist at once: 64 [V] of float32.
 _CHUNK = 64
+
+#: Starts to bring a tensor to the host; what it returns waits for that: `Platform.to_host`.
+Copy: TypeAlias = Callable[[Tensor], Callable[[], Tensor]]
+
+
+def copy_later(x: Tensor) -> Callable[[], Tensor]:
+    """For a tensor on the host, or where nothing is gained by an early start."""
+    return x.cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +36,28 @@ class LogprobsTensors:
     top_ids_MK: Tensor  # int64, most likely first
     top_logprobs_MK: Tensor  # float32
 
-    def to_host(self, counts: Sequence[int]) -> list[Logprobs]:
-        """One a row, with the row's own count of most likely tokens. Waits for the device."""
-        columns = zip(
-            self.tokens_M.tolist(),
-            self.logprobs_M.tolist(),
-            self.ranks_M.tolist(),
-            self.top_ids_MK.tolist(),
-            self.top_logprobs_MK.tolist(),
-            counts,
-            strict=True,
-        )
-        return [
-            Logprobs(token, logprob, rank, tuple(zip(ids[:count], top[:count], strict=True)))
-            for token, logprob, rank, ids, top, count in columns
+    def fetch(self, counts: Sequence[int], copy: Copy) -> Callable[[], list[Logprobs]]:
+        """Start to bring them to the host: one a row, with the row's own count of most likely
+        tokens; what is returned waits for it."""
+        columns = [
+            copy(each)
+            for each in (
+                self.tokens_M,
+                self.logprobs_M,
+                self.ranks_M,
+                self.top_ids_MK,
+                self.top_logprobs_MK,
+            )
         ]
+
+        def wait() -> list[Logprobs]:
+            rows = zip(*(column().tolist() for column in columns), counts, strict=True)
+            return [
+                Logprobs(token, logprob, rank, tuple(zip(ids[:count], top[:count], strict=True)))
+                for token, logprob, rank, ids, top, count in rows
+            ]
+
+        return wait
 
 
 def gather_logprobs(logits_MV: Tensor, tokens_M: Tensor, count: int) -> LogprobsTensors:
@@ -82,4 +98,5 @@ def prompt_logprobs(
         tokens_M = torch.tensor(following[start : start + _CHUNK], dtype=torch.int64)
         most = min(count, logits_MV.shape[1])
         parts.append(gather_logprobs(logits_MV, tokens_M.to(logits_MV.device), most))
-    return [found for part in parts for found in part.to_host([count] * len(part.tokens_M))]
+    waits = [part.fetch([count] * len(part.tokens_M), copy_later) for part in parts]
+    return [found for wait in waits for found in wait()]

@@ -13,6 +13,7 @@ Shape legend: M rows of the step, V vocabulary, R rows of the token table, L its
 rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from engine.batch import Admission, Logprobs
 from engine.ops import fill
 from engine.ops.filters import weigh
 from engine.platform.ops import OpTable
-from engine.sampling.logprobs import LogprobsTensors, gather_logprobs
+from engine.sampling.logprobs import Copy, LogprobsTensors, copy_later, gather_logprobs
 from engine.sampling.processors import process
 from engine.sampling.rng import uniforms
 from engine.sampling.state import Feature, Numbers, Step, Table
@@ -46,30 +47,44 @@ class Sampled:
     logprobs: LogprobsTensors | None = None  # of the rows that asked, in the step's order
     logprobs_counts: tuple[int | None, ...] = ()  # [M] as asked; None: did not ask
 
+    def fetch(self, copy: Copy = copy_later) -> Callable[[], list[Choice]]:
+        """Start to bring them to the host, one `Choice` a row; what is returned waits for it."""
+        tokens = copy(torch.where(self.finite, self.tokens, ~self.tokens))  # one copy for both
+        asked = [(i, count) for i, count in enumerate(self.logprobs_counts) if count is not None]
+        logprobs = (
+            self.logprobs.fetch([count for _, count in asked], copy) if self.logprobs else list
+        )
+
+        def wait() -> list[Choice]:
+            told = dict(zip([i for i, _ in asked], logprobs(), strict=True))
+            return [
+                Choice(token, told.get(i), True) if token >= 0 else Choice(~token, None, False)
+                for i, token in enumerate(tokens().tolist())
+            ]
+
+        return wait
+
     def to_host(self) -> list[Choice]:
         """One a row. Waits for the device."""
-        tokens, finite = self.tokens.tolist(), self.finite.tolist()
-        found: list[Logprobs | None] = [None] * len(tokens)
-        if self.logprobs is not None:
-            asked = [
-                (i, count) for i, count in enumerate(self.logprobs_counts) if count is not None
-            ]
-            told = self.logprobs.to_host([count for _, count in asked])
-            for (i, _), logprobs in zip(asked, told, strict=True):
-                found[i] = logprobs if finite[i] else None
-        return [Choice(*each) for each in zip(tokens, found, finite, strict=True)]
+        return self.fetch()()
 
 
 class Sampler:
     """Keeps the parameters of admitted requests by row; nothing else outlives a step.
 
-    `ops`: without it, the core's reference operations.
+    `ops`: without it, the core's reference operations. `pinned`: as `engine.ops.staging.send` says.
     """
 
     def __init__(
-        self, vocab_size: int, max_requests: int, device: str, ops: OpTable | None = None
+        self,
+        vocab_size: int,
+        max_requests: int,
+        device: str,
+        ops: OpTable | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
-        self._table = Table(vocab_size, max_requests, device)
+        self._table = Table(vocab_size, max_requests, device, pinned=pinned)
         if ops is None:
             ops = OpTable()
             fill(ops)

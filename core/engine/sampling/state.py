@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.batch import Admission
 from engine.ops.filters import Filters
+from engine.ops.staging import send
 from engine.params import SamplingParams
 
 Indices = NDArray[np.int64]
@@ -73,9 +74,12 @@ class Row:
 class Table:
     """The admitted requests, by row."""
 
-    def __init__(self, vocab_size: int, max_requests: int, device: str) -> None:
+    def __init__(
+        self, vocab_size: int, max_requests: int, device: str, *, pinned: bool = False
+    ) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self.pinned = pinned
         self._rows: list[Row | None] = [None] * max_requests
         self._features_R = np.zeros(max_requests, dtype=np.int64)
         self._numbers = {name: np.zeros(max_requests, dtype=np.float32) for name in NUMBERS}
@@ -172,7 +176,7 @@ class Step:
         return bool(self.lengths_M[place] < self._table._min_length_R[self.rows_M[place]])
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._table.device, non_blocking=True)
+        return send(array, self._table.device, pinned=self._table.pinned)
 
 
 def _align(sequences: Sequence[Sequence[int]]) -> Indices:

@@ -16,7 +16,7 @@ from engine.models.declarations import DECLARATIONS
 #: Bytes of one number.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}
 #: Bytes of one weight of a quantized linear layer; its scales are not worth counting.
-QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5}
+QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5, "fp8": 1.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from fusing import unpack
 from torch import Tensor
 
 from engine.models.model import Model
-from engine.platform import AttentionSpec
+from engine.platform import AttentionSpec, Packed, Prologue
 
 
 @dataclass
@@ -35,6 +36,10 @@ def run(model: Model, parts: Sequence[tuple[Cache, Sequence[int]]]) -> list[Tens
         ]
         return torch.cat(results)
 
+    def packed(layer: int, packed: Packed, prologue: Prologue) -> Tensor:
+        return attend(layer, *unpack(specs[layer], packed, prologue))
+
+    attend.packed = packed  # type: ignore[attr-defined]
     ids = torch.tensor([token for _, tokens in parts for token in tokens])
     positions = torch.cat([torch.arange(c.length, c.length + len(t)) for c, t in parts])
     with torch.inference_mode():

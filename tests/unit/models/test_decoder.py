@@ -114,6 +114,16 @@ def test_a_prompt_at_once_has_the_logits_of_transformers(pair):
     close(run(model, [(Cache(), tokens)])[0], expected_logits(reference, tokens))
 
 
+def test_a_device_that_does_the_prologue_of_every_layer_has_the_same_logits(pair):
+    reference, model = pair
+    tokens, prologues = prompt(24), model.prologues()
+    model.fuse([True] * len(prologues))
+    try:
+        close(run(model, [(Cache(), tokens)])[0], expected_logits(reference, tokens))
+    finally:
+        model.fuse([False] * len(prologues))
+
+
 def test_token_by_token_has_the_logits_of_transformers(pair):
     reference, model = pair
     tokens, cache = prompt(30), Cache()

@@ -39,6 +39,14 @@ def test_the_parts_of_the_ledger_add_up_to_the_device():
     assert ledger.num_blocks == 900 - 200 - 100 - 10 - 50
 
 
+def test_what_programs_will_hold_is_left_free_and_has_a_line():
+    ledger = size(programs=30 * MIB)
+    assert ledger.num_blocks == 900 - 100 - 10 - 50 - 30
+    assert ledger.reserve == 100 * MIB
+    assert "programs" in str(ledger)
+    assert "programs" not in str(size())
+
+
 def test_the_cache_is_no_larger_than_all_requests_can_use():
     ledger = size(most_blocks=64)
     assert ledger.num_blocks == 64

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.platform import AttentionSpec, Capabilities
+from engine.platform import AttentionSpec, Capabilities, Prologue
 from engine.testing.checks.case import (
     Case,
     all_of,
@@ -30,6 +30,13 @@ LENGTHS = (1, 15, 16, 17, 255, 257)
 RATIOS = ((4, 4), (8, 2), (7, 1), (8, 1), (14, 2))
 HEAD_DIMS = (16, 80, 96, 128, 256)
 BLOCK_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
+
+
+PROLOGUES = {
+    "rotary": Prologue(rotary_dim=64),
+    "norm-and-rotary": Prologue(rotary_dim=64, norm_epsilon=1e-6),
+    "partial-rotary": Prologue(rotary_dim=16),
+}
 
 
 def grows_to(length: int) -> Callable[[Paged], None]:
@@ -160,6 +167,7 @@ class _Script:
     skip: Callable[[Capabilities], str | None] = lambda capabilities: None
     optional: bool = False
     blocks: int = 0  # more, of any size
+    prologue: Prologue | None = None
 
 
 _PROMPTS = 700  # tokens of `decodes_a_batch` and `several_prompts_at_once` together
@@ -213,6 +221,19 @@ SCRIPTS = (
     ),
     _Script("copy-on-write", copies_what_siblings_write, 9, 3, skip=needs_prefix_reuse, blocks=9),
     _Script("copy-many", copies_many_blocks, 3, 2, skip=needs_prefix_reuse, blocks=12),
+    *(
+        _Script(f"prologue-{name}", decodes_a_few, 162, 4, optional=True, prologue=prologue)
+        for name, prologue in PROLOGUES.items()
+    ),
+    _Script(
+        "prologue-mixed",
+        prefill_beside_decode,
+        430,
+        4,
+        skip=all_of(needs_mixed_batches, needs_chunked_prefill),
+        optional=True,
+        prologue=PROLOGUES["norm-and-rotary"],
+    ),
     _Script("poisoned", never_reads_what_it_did_not_write, _PROMPTS, 11),
 )
 
@@ -234,7 +255,8 @@ def follows(script: _Script, dtype: str, **spec: Any) -> Callable[[Subject], flo
         }
         chosen.setdefault("scale", chosen["head_dim"] ** -0.5)
         blocks = -(-script.tokens // chosen["block_size"]) + 2 * script.rows + script.blocks
-        paged = Paged(subject.platform, AttentionSpec(**chosen), blocks, script.name)
+        made = AttentionSpec(**chosen)
+        paged = Paged(subject.platform, made, blocks, script.name, script.prologue)
         script.play(paged)
         return paged.error
 
