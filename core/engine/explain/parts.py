@@ -38,11 +38,14 @@ LAYERS = {
     "gelu_tanh_and_multiply": "feed-forward",
     "mixture_of_experts": "feed-forward",
     "argmax": "sampler",
+    "penalize": "sampler",
     "sample": "sampler",
 }
 
 #: The sampler of a platform whose device chooses no tokens; its table is not asked.
-ON_HOST = Part("sampler", "argmax, sample", "reference", note="on the host: logits go there")
+ON_HOST = Part(
+    "sampler", "argmax, penalize, sample", "reference", note="on the host: logits go there"
+)
 
 
 def explain_parts(

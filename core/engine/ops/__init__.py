@@ -6,7 +6,8 @@ built, `table.choose(name, **facts)`, and called in every step from then on.
 
 T tokens, W width, H query heads, K key/value heads, D head dim, R rotated part of D, V vocabulary,
 I input features, O output features, E experts, A experts active a token, F width of one expert,
-M rows whose next token is chosen, N of them that draw it.
+M rows whose next token is chosen, N of them that draw it; P rows that are penalized, by the first
+tokens of a row of a table [Q, L].
 Activations have the layer's dtype, also as results, if nothing else is said.
 
 ====================== ==================================================== ====================
@@ -41,6 +42,17 @@ sample                 (scores[M, V] float32, highest[M] float32,           floa
                        ascending, as `ops.filters` and `ops.draw` say;
                        all but scores and highest are numpy arrays on the
                        host: int64 places and top_k (0: off), else float32
+penalize               (scores[M, V] float32, tokens[Q, L] int32 or     float32
+                       int64, places[P], rows[P], lengths[P], firsts[P],
+                       repetition[P], frequency[P], presence[P]) -> the
+                       scores, changed in place: row places[p] by the first
+                       lengths[p] (at least 1) tokens of tokens[rows[p]],
+                       those from firsts[p] on output. All but the first two
+                       are numpy arrays on the host: int64, of numbers
+                       float32; places ascend. A score of such a token is
+                       first times (if negative) or divided by repetition,
+                       then lowered by frequency * occurrences in the output
+                       + presence if there are any; at most float32's largest
 ====================== ==================================================== ====================
 
 A *factory* is called once, when weights are loaded, and owns what it makes of them: it may keep the
@@ -55,7 +67,7 @@ Facts that `when` and `unless` are asked with (more may come: take `**_`): every
 * embedding: `rows`, `width`
 * tied_embedding: `rows`, `width`, `quantization`
 * linear: `in_features`, `out_features`, `bias` (whether it has one), `quantization`
-* argmax, sample: `vocab_size`; their dtype is always float32
+* argmax, sample, penalize: `vocab_size`; their dtype is always float32
 * mixture_of_experts: `experts`, `width`, `expert_width`, `quantization`
 
 `quantization` is None, or one of `Capabilities.quantization` ("int8", "int4", "fp8"): the factory
@@ -84,6 +96,7 @@ def fill(table: OpTable) -> None:
         reference.mixture_of_experts,
         sampling.argmax,
         sampling.sample,
+        sampling.penalize,
     ):
         table.register(function.__name__, source="reference", unless=_refuses)(function)
 

@@ -4,8 +4,11 @@ If bad words and `min_tokens` together leave no token that `allowed_token_ids` a
 for this token: what is allowed holds, and there is always something to sample.
 
 Shape legend: M rows of the step, V vocabulary, R rows of the token table, L its length, P rows that
-use a feature, E entries, Q tokens of the longest banned sequence, W tokens looked back at.
+use a feature, E entries, Q tokens of the longest banned sequence.
 """
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,8 +16,11 @@ from torch import Tensor
 
 from engine.sampling.state import ANY, NONE, Feature, Indices, Step
 
+#: The operation of that name.
+Penalize: TypeAlias = Callable[..., Tensor]
 
-def process(logits_MV: Tensor, step: Step, history_RL: Tensor) -> Tensor:
+
+def process(logits_MV: Tensor, step: Step, history_RL: Tensor, penalize: Penalize) -> Tensor:
     """Scores to choose from: float32 [M, V], a new tensor if any row changes something."""
     if not step.features & Feature.CHANGES_LOGITS:
         return logits_MV
@@ -26,7 +32,7 @@ def process(logits_MV: Tensor, step: Step, history_RL: Tensor) -> Tensor:
     if step.features & Feature.BANS:
         _ban(scores_MV, step, history_RL)
     if step.features & Feature.PENALTIES:
-        _penalize(scores_MV, step, history_RL)
+        _penalize(scores_MV, step, history_RL, penalize)
     return scores_MV
 
 
@@ -95,32 +101,8 @@ def _matches(step: Step, place_E: Indices, wanted_EQ: Indices, history_RL: Tenso
     return ((wanted == ANY) | (found_EQ == wanted)).all(-1)
 
 
-def _penalize(scores_MV: Tensor, step: Step, history_RL: Tensor) -> None:
-    """Repetition (Keskar et al., 2019, section 4.1), then OpenAI's frequency and presence.
-
-    A token that occurs several times gets the same new score each time: no order of writing shows.
-    """
+def _penalize(scores_MV: Tensor, step: Step, history_RL: Tensor, penalize: Penalize) -> None:
     places = step.places(Feature.PENALTIES)
-    rows_P, places_P1 = step.to_device(step.rows_M[places]), step.to_device(places).unsqueeze(1)
-    length_P1, first_output_P1 = step.to_device(
-        np.stack((step.lengths_M[places], step.first_output(places)))
-    ).unsqueeze(-1)
     numbers = step.numbers(places, "repetition_penalty", "frequency_penalty", "presence_penalty")
-    repetition_P1, frequency_P1, presence_P1 = step.to_device(numbers).unsqueeze(-1)
-
-    width = int(step.lengths_M[places].max())
-    position_W = torch.arange(width, device=scores_MV.device)
-    known_PW = position_W < length_P1
-    ids_PW = history_RL[rows_P, :width].long()
-    # Beyond a request's own end its first token stands in: it is penalized anyway.
-    ids_PW = torch.where(known_PW, ids_PW, ids_PW[:, :1])
-    score_PW = scores_MV[places_P1, ids_PW]
-    score_PW = torch.where(score_PW < 0, score_PW * repetition_P1, score_PW / repetition_P1)
-    if numbers[1:].any():
-        output_PW = (known_PW & (position_W >= first_output_P1)).to(score_PW.dtype)
-        counts_PV = score_PW.new_zeros(len(places), scores_MV.shape[1])
-        counts_PW = counts_PV.scatter_add_(1, ids_PW, output_PW).gather(1, ids_PW)
-        score_PW -= frequency_P1 * counts_PW + presence_P1 * (counts_PW > 0)
-    # A penalty far below 1 may have divided a score beyond float32.
-    score_PW.clamp_(max=torch.finfo(score_PW.dtype).max)
-    scores_MV.index_put_((places_P1, ids_PW), score_PW)
+    rows, lengths = step.rows_M[places], step.lengths_M[places]
+    penalize(scores_MV, history_RL, places, rows, lengths, step.first_output(places), *numbers)

@@ -4,7 +4,8 @@
              (processors)         └─ sample ───→ random rows
                                      (two numbers of (seed, position) a row)
 
-`argmax` and `sample` come from the table of operations: a platform may have better ones.
+`argmax`, `sample` and `penalize` (of the processors) come from the table of operations: a platform
+may have better ones.
 
 What a request gets depends on its own parameters, seed, tokens and logits alone: not on the other
 rows of the step, its row number, or on a restart. Nothing here waits for the device but `to_host`.
@@ -91,6 +92,7 @@ class Sampler:
         facts = {"dtype": "float32", "device": device, "vocab_size": vocab_size}
         self._argmax = ops.choose("argmax", **facts)
         self._sample = ops.choose("sample", **facts)
+        self._penalize = ops.choose("penalize", **facts)
 
     def admit(self, row: int, admission: Admission) -> None:
         """Write one row, 0 to max_requests - 1. `check` has passed the parameters."""
@@ -109,7 +111,7 @@ class Sampler:
         more than once, with different lengths. Among equal scores greedy takes the lowest id.
         """
         step = self._table.step(rows, lengths)
-        scores_MV = process(logits_MV, step, history_RL)
+        scores_MV = process(logits_MV, step, history_RL, self._penalize)
         highest_M, tokens_M = self._argmax(scores_MV)
         finite_M = highest_M.abs() < torch.inf  # neither is NaN
         if scores_MV is not logits_MV:
@@ -126,7 +128,7 @@ class Sampler:
     ) -> Tensor:
         """The probabilities that `sample` draws from: float32 [M, V]; 1 at a greedy row's token."""
         step = self._table.step(rows, lengths)
-        scores_MV = process(logits_MV, step, history_RL)
+        scores_MV = process(logits_MV, step, history_RL, self._penalize)
         highest_M, tokens_M = self._argmax(scores_MV)
         found_MV = torch.zeros_like(scores_MV).scatter_(1, tokens_M.unsqueeze(1), 1.0)
         places = step.places(Feature.RANDOM)

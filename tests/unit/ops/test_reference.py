@@ -28,6 +28,7 @@ def test_every_operation_is_there_as_the_oracle_and_in_the_docstring(table):
         "gelu_tanh_and_multiply",
         "linear",
         "mixture_of_experts",
+        "penalize",
         "rms_norm",
         "rotary",
         "rotary_angles",

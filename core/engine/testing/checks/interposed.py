@@ -131,6 +131,9 @@ class GraphsAround(GraphRunner):
     def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
         return self.inner.run(forward, inputs)
 
+    def reserve(self, activations: int) -> int:
+        return self.inner.reserve(activations)
+
     def project(self, logits: Logits, hidden: Tensor, rows: Tensor) -> Tensor:
         return self.inner.project(logits, hidden, rows)
 

@@ -148,6 +148,28 @@ def _sample(_: torch.dtype, tokens: int, random: torch.Generator) -> Iterator[_Q
             )
 
 
+def _penalize(_: torch.dtype, tokens: int, random: torch.Generator) -> Iterator[_Question]:
+    """Each penalty alone, none, and all together, on rows of which some are left out: by tokens
+    that occur more than once, in prompts alone, in outputs alone and in both."""
+    for size in (97, 1200):
+        scores = 3 * _normal(torch.float32, random, 2 * tokens, size)
+        history = torch.randint(min(size, 40), (tokens + 3, 60), generator=random)
+        lengths = torch.randint(1, 60, (tokens,), generator=random).numpy()
+        rows = torch.randperm(tokens + 3, generator=random)[:tokens].numpy()
+        firsts = np.minimum(torch.randint(60, (tokens,), generator=random).numpy(), lengths)
+        for penalties in (
+            (1.0, 0.0, 0.0),
+            (1.7, 0.0, 0.0),
+            (1.0, 0.6, 0.0),
+            (1.0, 0.0, -1.5),
+            (0.4, -0.3, 0.9),
+        ):
+            numbers = [np.full(tokens, each, dtype=np.float32) for each in penalties]
+            places = np.arange(tokens) * 2
+            arguments = (scores.clone(), history, places, rows, lengths, firsts, *numbers)
+            yield _Question({"vocab_size": size}, arguments)
+
+
 QUESTIONS: dict[str, _Ask] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -161,9 +183,10 @@ QUESTIONS: dict[str, _Ask] = {
     "mixture_of_experts": _mixture,
     "argmax": _argmax,
     "sample": _sample,
+    "penalize": _penalize,
 }
 #: Asked in float32 alone, whatever the model's dtype.
-FLOAT32 = {"argmax", "rotary_angles", "sample"}
+FLOAT32 = {"argmax", "penalize", "rotary_angles", "sample"}
 
 
 def operation_is_right(name: str, dtype: str) -> Callable[[Subject], float]:

@@ -14,8 +14,9 @@ from engine.testing.checks.case import Case, all_of, needs_dtype
 from engine.testing.checks.numbers import DTYPES, generator
 from engine.testing.checks.subject import Subject
 
-#: A step of 8 bits over normal weights and inputs costs 1 to 1.5 %, one of 4 bits 8 to 13 %.
-TOLERANCES = {"int8": 0.03, "int4": 0.18}
+#: Over normal weights and inputs, whole numbers of 8 bits cost 1 to 1.5 %, of 4 bits 8 to 13 %, and
+#: fp8 with 3 bits of mantissa 2 to 5 %, the most where activations are rounded too.
+TOLERANCES = {"int8": 0.03, "int4": 0.18, "fp8": 0.07}
 
 SIZES = ((64, 96), (576, 192), (1024, 256))  # input and output features
 TOKENS = (1, 3, 33)
