@@ -1,5 +1,11 @@
-"""Tests compute little at a time: threads would only wait for one another."""
+"""Tests compute little at a time: threads would only wait for one another.
+
+Kernels run in Triton's interpreter, on tensors of the host. It is switched on before anything can
+have imported triton, which decides it once; tests that compile kernels do so in a process of their
+own.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here or in a subprocess
+os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -48,6 +48,21 @@ def test_core_names_no_device_and_no_vendor(path: Path) -> None:
     assert DEVICES.findall(path.read_text()) == []
 
 
+SHARED = ROOT / "platforms" / "triton" / "engine_triton"
+VENDORS = re.compile(r"(?<![a-z])(cuda|rocm|hip|nccl|rccl|nvidia|amd|nvml|cublas)(?![a-z])", re.I)
+#: Here the facts of each architecture lie, and what compiles for one that is not here.
+OF_VENDORS = {"architecture.py", "offline.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(SHARED.rglob("*.py")) if path.name not in OF_VENDORS],
+    ids=lambda path: path.name,
+)
+def test_what_two_platforms_share_names_no_vendor(path: Path) -> None:
+    assert VENDORS.findall(path.read_text()) == []
+
+
 def test_the_search_for_device_names_finds_them_inside_identifiers_only_as_words() -> None:
     assert DEVICES.findall("is_cuda torch.cuda NCCL_DEBUG tpu0") == ["cuda", "cuda", "NCCL", "tpu"]
     assert DEVICES.findall("a chip's relationship to neurons") == []
@@ -79,7 +94,10 @@ def test_the_heart_of_the_engine_can_be_read_in_an_hour() -> None:
     assert sum(lines.values()) <= 1300, lines
 
 
-HEAVY = {"torch", "numpy", "transformers", "tokenizers", "fastapi", "uvicorn", "zmq", "jax"}
+HEAVY = {
+    *("torch", "numpy", "transformers", "tokenizers", "fastapi", "uvicorn", "zmq"),
+    *("jax", "torchax", "triton"),
+}
 
 
 def modules_after(statement: str) -> set[str]:
