@@ -20,6 +20,11 @@ class GroupRunner(Runner):
         self._group = group
         self._died: EngineError | None = None
 
+    @property
+    def num_compiled(self) -> int:
+        """Rank 0's; the others have the same programs."""
+        return self._own.num_compiled
+
     def load(self) -> int:
         """The least number of blocks that any rank has room for.
 

@@ -16,6 +16,8 @@ from engine.platform import (
     KVCache,
     MemoryProfiler,
     MemorySnapshot,
+    Packed,
+    Prologue,
     StepInputs,
     StepMetadata,
 )
@@ -92,6 +94,15 @@ class _FaultyAttention(AttentionAround):
     ) -> tuple[Tensor, KVCache]:
         def call() -> tuple[Tensor, KVCache]:
             return self.inner.forward(q_THD, k_TKD, v_TKD, cache, plan)
+
+        found: tuple[Tensor, KVCache] = self._fault.call("attention.forward", call)
+        return found
+
+    def forward_packed(
+        self, packed: Packed, prologue: Prologue, cache: KVCache, plan: Any
+    ) -> tuple[Tensor, KVCache]:
+        def call() -> tuple[Tensor, KVCache]:
+            return self.inner.forward_packed(packed, prologue, cache, plan)
 
         found: tuple[Tensor, KVCache] = self._fault.call("attention.forward", call)
         return found

@@ -16,8 +16,10 @@ from engine.platform import (
     KVLayout,
     MemoryProfiler,
     OpTable,
+    Packed,
     Platform,
     PlatformSpec,
+    Prologue,
     Runner,
     ShapeBuckets,
     StepInputs,
@@ -79,6 +81,9 @@ class Interposed(Platform):
     def runner(self) -> Runner | None:
         return self._inner.runner()
 
+    def to_host(self, x: Tensor) -> Callable[[], Tensor]:
+        return self._inner.to_host(x)
+
     def synchronize(self) -> None:
         self._inner.synchronize()
 
@@ -110,6 +115,14 @@ class AttentionAround(AttentionBackend):
         self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cache: KVCache, plan: Any
     ) -> tuple[Tensor, KVCache]:
         return self.inner.forward(q_THD, k_TKD, v_TKD, cache, plan)
+
+    def fuses(self, prologue: Prologue) -> bool:
+        return self.inner.fuses(prologue)
+
+    def forward_packed(
+        self, packed: Packed, prologue: Prologue, cache: KVCache, plan: Any
+    ) -> tuple[Tensor, KVCache]:
+        return self.inner.forward_packed(packed, prologue, cache, plan)
 
     def copy_blocks(self, cache: KVCache, pairs: Sequence[tuple[int, int]]) -> KVCache:
         return self.inner.copy_blocks(cache, pairs)
