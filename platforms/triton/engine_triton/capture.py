@@ -16,13 +16,15 @@ from torch import Tensor
 from engine.platform import Forward, GraphRunner, MakeInputs, StepInputs, StepLimits
 from engine_triton.architecture import Architecture
 from engine_triton.device import Device, Recording
-from engine_triton.staging import StepBuffers
+from engine_triton.staging import StepBuffers, prompt_of_padding
 
 #: What the driver keeps of one program beside its memory: a guess, for some hundreds of kernels.
 PROGRAM_BYTES = 4 << 20
 #: A decode step may need this many times what as many tokens of a prompt do: the parts of split
 #: contexts. A guess; `warm_up` logs what was really taken.
 DECODE_SHARE = 2.0
+#: Rows between which linear layers change their kernels, each divided by 16 and not.
+PROMPTS = (15, 16, 17, 48, 65, 128)
 #: Padded steps between these sizes are half as large again; up to them, twice as large.
 HALVES_FROM = 16
 
@@ -83,13 +85,13 @@ class CapturedRunner(GraphRunner):
 
     def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
         self.close()
-        limits = self._limits
-        most = min(limits.block_size, limits.max_model_len, limits.max_tokens)
-        for tokens in {most, max(1, most - 1)}:
-            forward(make_inputs(1, tokens))  # kernels of prompts, for sizes of both kinds
+        for tokens in self._prompts():
+            forward(prompt_of_padding(tokens, self._limits.block_size, self._device.name))
         self._device.synchronize()
         began, (free, _) = time.perf_counter(), self._device.memory()
-        self._buffers = StepBuffers(limits, self.sizes[-1], self._device.name, self._architecture)
+        self._buffers = StepBuffers(
+            self._limits, self.sizes[-1], self._device.name, self._architecture
+        )
         self._programs = self._capture_all(forward)
         took_s, taken = time.perf_counter() - began, free - self._device.memory()[0]
         log.info(
@@ -118,6 +120,13 @@ class CapturedRunner(GraphRunner):
         self._programs.clear()
         self.failures.clear()
         self._buffers = None
+
+    def _prompts(self) -> list[int]:
+        """Tokens of prompts that bring every kernel of prompts into being: Triton makes another one
+        for numbers that 16 divides, and linear layers have kernels for few rows and for many."""
+        most = min(self._limits.max_tokens, self._limits.max_model_len)
+        wanted = PROMPTS[:2] if self._architecture.interpreted else (*PROMPTS, most)
+        return sorted({min(tokens, most) for tokens in wanted})
 
     def _capture_all(self, forward: Forward) -> dict[int, Recording]:
         """Programs that every rank has, by size."""

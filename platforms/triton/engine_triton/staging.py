@@ -84,6 +84,27 @@ class StepBuffers:
         return (self._numbers, self._lengths, self._query_start, self._table)
 
 
+def prompt_of_padding(tokens: int, block_size: int, device: str) -> StepInputs:
+    """A prompt that is stored nowhere, and sees the first block again and again: however small a
+    cache is, it has that one."""
+
+    def numbers(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    blocks = -(-tokens // block_size)
+    positions = torch.arange(tokens, device=device)
+    metadata = StepMetadata(
+        query_start=numbers(0, tokens),
+        lengths=numbers(tokens),
+        block_table=torch.zeros((1, blocks), dtype=torch.int32, device=device),
+        slots=torch.full_like(positions, PAD_SLOT),
+        max_query=tokens,
+        max_length=tokens,
+        num_decodes=int(tokens == 1),
+    )
+    return StepInputs(torch.zeros_like(positions), positions, metadata)
+
+
 # Sizes and places of a step's tensors differ from step to step: one compiled kernel for all.
 _OF_THE_STEP = ["ids_N", "positions_N", "slots_N", "lengths_N", "table_NW", "N", "W", "stride_W"]
 

@@ -274,23 +274,36 @@ def test_an_error_of_the_model_is_an_error_of_the_start(host):
 
 
 @pytest.mark.parametrize(
-    ("max_model_len", "max_tokens", "asked"), [(200, 64, {16, 15}), (5, 64, {5, 4}), (1, 64, {1})]
+    ("max_model_len", "max_tokens", "asked"), [(200, 64, [15, 16]), (5, 64, [5]), (1, 64, [1])]
 )
-def test_prompts_of_the_warm_up_are_within_the_limits_and_one_block(
+def test_prompts_of_the_warm_up_need_no_more_than_one_block_of_the_cache(
     host, max_model_len, max_tokens, asked
 ):
     """The cache has a block at least, and nobody knows whether it has two."""
     limits = StepLimits(
-        max_tokens=max_tokens, max_requests=2, max_model_len=max_model_len, block_size=16
+        max_tokens=max_tokens, max_requests=2, max_model_len=max_model_len, block_size=4
     )
-    seen = set()
+    seen = []
 
-    def make(requests, tokens, shape=None):
-        seen.add((requests, tokens))
-        return prompt_step(requests, tokens)
+    def note(inputs):
+        seen.append(inputs)
+        return model(inputs)
 
-    CapturedRunner(host, limits, Architecture.named("interpreter")).warm_up(model, make)
-    assert seen == {(1, tokens) for tokens in asked}
+    runner = CapturedRunner(host, limits, Architecture.named("interpreter"))
+    runner.warm_up(note, prompt_step)
+    prompts = seen[: len(asked)]
+    assert [len(one.input_ids) for one in prompts] == asked
+    for one in prompts:
+        assert one.metadata.lengths.tolist() == [len(one.input_ids)]
+        assert one.metadata.block_table.shape == (1, -(-len(one.input_ids) // 4))
+        assert not one.metadata.block_table.any()
+        assert (one.metadata.slots == -1).all()
+
+
+def test_a_gpu_sees_prompts_of_every_size_that_has_kernels_of_its_own():
+    limits = StepLimits(max_tokens=512, max_requests=2, max_model_len=200, block_size=16)
+    runner = CapturedRunner(None, limits, Architecture.named("sm_90"))
+    assert runner._prompts() == [15, 16, 17, 48, 65, 128, 200]
 
 
 def test_memory_for_programs_is_asked_for_before_the_cache_takes_it(host):
