@@ -8,6 +8,8 @@ DEVICE ?= cpu
 SERVE ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# In a folder of its own, which one test looks into: it loads itself wherever torch is imported.
+TORCH_TPU = torch_tpu absl-py frozendict immutabledict portpicker
 INPUTS = pyproject.toml constraints.txt plugins/sim/pyproject.toml
 KERNELS = $(shell find platforms/cpu/kernels -type f -not -path "*/tests/*" -not -name "*.pyc")
 
@@ -39,5 +41,6 @@ $(VENV)/.installed: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 $(VENV)/.installed-for-tests: $(INPUTS) $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[cpu,dev]'
 	$(INSTALL) --no-deps --no-build-isolation --editable plugins/sim
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/torch_tpu $(TORCH_TPU)
 	scripts/install-kernels $(VENV)
 	touch $(VENV)/.installed $@

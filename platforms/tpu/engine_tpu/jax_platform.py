@@ -1,0 +1,126 @@
+"""Through JAX: one process for all chips, in which torch's model is traced into programs.
+
+The same code computes on TPU chips and on chips that the CPU simulates; the latter attend by jax's
+own operations instead of the kernels, and have an invented amount of memory.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+
+from engine.compiled import ProgramCache
+from engine.config import DeviceChoice, EngineConfig
+from engine.errors import UnsupportedError
+from engine.platform import (
+    AttentionBackend,
+    AttentionSpec,
+    Capabilities,
+    GraphRunner,
+    MemoryProfiler,
+    OpTable,
+    Platform,
+    ShapeBuckets,
+    StepLimits,
+)
+from engine_tpu import installed, ops, words
+from engine_tpu.attention import KernelAttention, PlainAttention
+from engine_tpu.buckets import Buckets, growing
+from engine_tpu.layout import BLOCK_SIZES, DTYPES
+from engine_tpu.memory import ChipMemory, SimulatedMemory
+from engine_tpu.placement import Placement
+from engine_tpu.programs import JaxRunner, Programs
+from engine_tpu.sampling import Sampling
+
+SIMULATED_BYTES = 16 * 2**30
+
+
+class JaxPlatform(Platform):
+    """torch's tensors are the host's: the core loads weights and keeps requests' tokens there. What
+    a step computes is on the chips, and so is what chooses its tokens."""
+
+    name = "tpu_jax"
+    device = "cpu:0"
+    kind: ClassVar[str] = "tpu"  # of jax's devices
+    attention_backends: tuple[type[PlainAttention], ...] = (KernelAttention, PlainAttention)
+    capabilities = Capabilities(
+        dtypes=DTYPES,
+        kv_dtypes=DTYPES,
+        block_sizes=BLOCK_SIZES,
+        mixed_batches=True,
+        chunked_prefill=True,
+        prefix_reuse=True,
+        static_shapes=True,
+    )
+
+    def __init__(self, config: EngineConfig, rank: int = 0) -> None:
+        super().__init__(config, rank)
+        choice = DeviceChoice.parse(config.device)
+        self._devices = self._choose(choice.indices, words.chips(choice.words))
+        self.programs = Programs(Placement.over(self._devices))
+        self._limits: StepLimits | None = None
+
+    def memory(self) -> MemoryProfiler:
+        return ChipMemory(self._devices[0])
+
+    def attention(self, spec: AttentionSpec) -> AttentionBackend:
+        if why := self.programs.placement.refuses(spec):
+            raise UnsupportedError(why)
+        reasons = []
+        for backend in self.attention_backends:
+            if (why := backend.unsupported(spec)) is None:
+                return backend(spec, self.device, self.programs)
+            reasons.append(f"{backend.__name__}: {why}")
+        raise UnsupportedError(f"paged attention of platform {self.name}: {'; '.join(reasons)}")
+
+    def buckets(self, limits: StepLimits) -> ShapeBuckets:
+        self._limits = limits
+        return Buckets.of(limits)
+
+    def graphs(self) -> GraphRunner:
+        assert self._limits is not None, "the core asks for buckets before it asks for graphs"
+        buckets, kinds = Buckets.of(self._limits), str(self._devices)
+        facts = (installed.versions("jax", "torchax"), kinds, self._limits.fingerprint)
+        cache = ProgramCache(self.name, *facts, str(self._limits), repr(buckets))
+        _keep_programs(cache.folder)
+        return JaxRunner(buckets, self.programs, cache)
+
+    def ops(self, table: OpTable) -> None:
+        ops.register(table, self.name)
+        rows = growing(1, self.config.max_requests)
+        Sampling(self.programs, rows).register(table, self.name)
+
+    def _choose(self, indices: tuple[int, ...], count: int) -> list[jax.Device]:
+        """
+        Raises:
+            UnsupportedError: jax has not as many.
+        """
+        devices = jax.devices(self.kind)
+        if (indices and max(indices) >= len(devices)) or count > len(devices):
+            raise UnsupportedError(
+                f"--device {self.config.device} asks for more chips than jax has here:"
+                f" {len(devices)}, {devices[0].device_kind}"
+            )
+        return [devices[index] for index in indices] if indices else devices[:count]
+
+
+class SimulatedPlatform(JaxPlatform):
+    """Chips that the CPU simulates, for tests and for people without a TPU."""
+
+    name = "tpu_simulated"
+    kind = "cpu"
+    attention_backends = (PlainAttention,)
+
+    def __init__(self, config: EngineConfig, rank: int = 0) -> None:
+        jax.config.update("jax_platforms", "cpu")
+        super().__init__(config, rank)
+
+    def memory(self) -> MemoryProfiler:
+        return SimulatedMemory(self._devices[0], SIMULATED_BYTES)
+
+
+def _keep_programs(folder: Path) -> None:
+    """For the next start. Programs are named there by their content."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
