@@ -39,7 +39,7 @@ def test_make_test_runs_every_check() -> None:
         "ruff check .",
         "mypy",
         "lint-imports",
-        'pytest "$@"',
+        'pytest -n logical --maxprocesses 4 "$@"',
     ]
 
 
