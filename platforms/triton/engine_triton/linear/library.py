@@ -1,5 +1,6 @@
 """The vendor's product of fp8 matrices, where torch has it for the device."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -15,6 +16,8 @@ ScaledMatmul: TypeAlias = Callable[[Scaled], Tensor]  # [M, K] -> [M, O] of dtyp
 RESULT = torch.bfloat16  # the only one with a scale a row
 ALIGNMENT = 16
 
+log = logging.getLogger(__name__)
+
 
 def scaled_matmul(
     weight: Weight, bias: Tensor | None, architecture: Architecture
@@ -29,12 +32,26 @@ def scaled_matmul(
     if weight.form != "rows" or weight.outputs % ALIGNMENT or weight.inputs % ALIGNMENT:
         return None
     multiply = multiplication(weight, bias)
+    if why := refusal(multiply, weight):
+        log.info("fp8 layers of %s run on our kernels: %s", tuple(weight.levels.shape), why)
+        return None
+    return multiply
+
+
+def refusal(multiply: ScaledMatmul, weight: Weight) -> str | None:
+    """Why torch does not multiply by these weights, or None when it does.
+
+    Raises:
+        torch.OutOfMemoryError: that says nothing about the product.
+    """
     zeros = torch.zeros(2 * ALIGNMENT, weight.inputs, device=weight.levels.device)
     try:
         multiply(Scaled(zeros.to(weight.levels.dtype), zeros[:, 0].contiguous()))
-    except (RuntimeError, ValueError, NotImplementedError):
-        return None
-    return multiply
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        return str(error)
+    return None
 
 
 def multiplication(weight: Weight, bias: Tensor | None) -> ScaledMatmul:

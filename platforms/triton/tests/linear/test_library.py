@@ -7,7 +7,7 @@ import torch
 
 from engine_triton.architecture import Architecture
 from engine_triton.linear import rounding
-from engine_triton.linear.library import multiplication, scaled_matmul
+from engine_triton.linear.library import multiplication, refusal, scaled_matmul
 from engine_triton.linear.product import Scaled
 from engine_triton.linear.weights import Weight
 
@@ -52,3 +52,19 @@ def test_shapes_strides_and_dtypes_are_those_that_torch_checks_for() -> None:
         assert (found.shape, found.dtype) == ((20, 64), torch.bfloat16)
         with pytest.raises(RuntimeError):
             multiply(Scaled(levels, torch.empty(19, device="meta")))
+
+
+def test_a_product_that_torch_refuses_has_a_reason_and_one_that_it_has_none() -> None:
+    def refuse(x: Scaled) -> torch.Tensor:
+        raise RuntimeError("only for newer chips")
+
+    assert refusal(refuse, weight()) == "only for newer chips"
+    assert refusal(multiplication(weight(), None), weight()) is None
+
+
+def test_a_device_that_is_full_is_not_taken_for_one_without_the_product() -> None:
+    def full(x: Scaled) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        refusal(full, weight())
