@@ -51,6 +51,7 @@ def main() -> int:
         "dtype": arguments.dtype,
         "max_requests": max((*arguments.requests, FEW)),
         "max_batch_tokens": TOKENS_A_STEP,
+        "step_target_s": 0.0,
         "block_size": BLOCK_SIZE,
         "num_blocks": num_tokens // BLOCK_SIZE + max((*arguments.requests, FEW)),
         **dict(map(_setting, arguments.set)),

@@ -61,7 +61,13 @@ def main() -> None:
     parser.add_argument("--write-errors", action="store_true")
     arguments = parser.parse_args()
     folder = random_models.folder(arguments.shape, "bfloat16")
-    settings = {"model": str(folder), "device": "cpu", "num_blocks": 400, "max_requests": 64}
+    settings = {
+        "model": str(folder),
+        "device": "cpu",
+        "num_blocks": 400,
+        "max_requests": 64,
+        "step_target_s": 0.0,
+    }
     target = find_target(settings)
     engine = assemble(settings)
     rows = []

@@ -39,6 +39,7 @@ class EngineConfig:
     num_blocks: int | None = None  # KV blocks; None: what fits
     prefix_caching: bool = True
     overlap: bool | None = None  # start a step before the last one's tokens were read
+    step_target_s: float | None = None  # prompts are cut to it while others decode; 0: never
     seed: int = 0  # of random choices that no request's seed decides
     trust_remote_code: bool = False
     tensor_parallel: int = 1  # ranks that share the model, each on a device or a part of one
@@ -49,10 +50,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.step_timeout_s is not None and not self.step_timeout_s >= 0:
-            raise ConfigError(
-                f"step_timeout_s must not be negative, got {self.step_timeout_s}; 0: no limit"
-            )
+        for name in ("step_target_s", "step_timeout_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds >= 0:
+                raise ConfigError(f"{name} must not be negative, got {seconds}; 0: no limit")
         if not 0 < self.memory_fraction <= 1:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
         if self.dtype not in DTYPES:

@@ -38,10 +38,13 @@ class LLM:
     ) -> None:
         """`settings` are `EngineConfig`'s fields; `target` names what makes the engine of them.
 
+        Nobody waits for the next token of a list of prompts, so `step_target_s` is 0 unless it is
+        among them.
+
         Raises:
             EngineError: it cannot be started: ModelError, ConfigError and others.
         """
-        settings = {"model": model, "device": device, **settings}
+        settings = {"model": model, "device": device, "step_target_s": 0.0, **settings}
         self._engine = InProcessEngine.start(settings, target=target)
         self._inboxes: dict[str, deque[Delta]] = {}
         try:

@@ -51,7 +51,9 @@ class EngineLoop:
             config, num_blocks, block_size, max_model_len, capabilities, clock, buckets
         )
         self.overlap = capabilities.overlap if config.overlap is None else config.overlap
+        self._clock = clock
         self._in_flight: Pending | None = None
+        self._began = self._ended = 0.0  # when that step was started, and the last one was done
         self._random = random.Random(config.seed)
         self._next_key = 0
         self._failures = 0
@@ -131,12 +133,16 @@ class EngineLoop:
     def _step(self) -> list[Delta]:
         batch = self.scheduler.schedule()
         self._step_tokens = batch.num_tokens
+        began = self._clock()
         started = self.runner.execute(batch) if batch.slices else None
         if self.overlap:
             started, self._in_flight = self._in_flight, started
+            began, self._began = self._began, began
         if started is None:
             return []
         result = started.result()
+        began, self._ended = max(began, self._ended), self._clock()
+        self.scheduler.pace.observe(started.batch, self._ended - began)
         self._failures = 0  # not when a step was only started: a lost device may accept it
         return self.scheduler.update(started.batch, result)
 

@@ -18,6 +18,7 @@ from engine.batch import Admission, Batch, Slice, SliceOutput, StepOutput
 from engine.config import EngineConfig
 from engine.errors import CapacityError
 from engine.kvcache import Allocator, BlockPool
+from engine.pace import Pace
 from engine.platform.base import Capabilities
 from engine.platform.shapes import Load, ShapeBuckets
 from engine.request import Delta, Finish, Request, Summary
@@ -68,6 +69,7 @@ class Scheduler:
             if capabilities.mixed_batches:
                 self.max_requests = self.max_rows
         self.clock = clock
+        self.pace = Pace(config.step_target_s)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.num_preemptions = 0
@@ -158,18 +160,27 @@ class Scheduler:
 
     def _budget(self, running: Sequence[Request]) -> int:
         """Tokens of a step: all that a step may have, or as many as fill a bucket."""
-        most = self.max_batch_tokens
-        if self.buckets is None or not self.capabilities.chunked_prefill:
+        if not self.capabilities.chunked_prefill:
+            return self.max_batch_tokens
+        most = self._paced()
+        if self.buckets is None:
             return most
         decodes = sum(map(_decodes, running))
         demand = sum(len(r) - r.computed for r in running)
         for request in self.waiting[: self.max_requests - len(self.running)]:
             if demand >= most:
-                return most
+                break
             demand += len(request) - self.allocator.num_cached(request)
         if demand == decodes:
             return most
-        return max(self.buckets.fill(demand), decodes + 1)
+        return max(self.buckets.fill(min(demand, most)), decodes + 1)
+
+    def _paced(self) -> int:
+        """The most tokens of a step: fewer while somebody decodes than while nobody does."""
+        most = self.max_batch_tokens
+        if decodes := sum(map(_decodes, self.running)):
+            most = min(most, decodes + self.pace.limit)
+        return most
 
     def _continue(self, step: _Step, requests: Iterable[Request]) -> None:
         for request in requests:

@@ -71,6 +71,7 @@ def make_setup(
     leaping: bool = True,
     max_requests: int = 32,
     max_batch_tokens: int = 256,
+    step_target_s: float | None = None,
     buckets: ShapeBuckets | None = None,
     model: TimeModel | None = None,
 ) -> Setup:
@@ -80,6 +81,7 @@ def make_setup(
             overlap=overlap,
             max_requests=max_requests,
             max_batch_tokens=max_batch_tokens,
+            step_target_s=step_target_s,
         ),
         capabilities=Capabilities(
             mixed_batches=mixed,

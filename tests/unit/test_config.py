@@ -50,6 +50,7 @@ def test_an_unknown_setting_is_refused_naming_who_set_it_and_what_exists(
         ("dtype", "float8"),
         ("quantization", "int2"),
         ("tensor_parallel", 0),
+        ("step_target_s", -1.0),
         ("step_timeout_s", -1.0),
         ("step_timeout_s", float("nan")),
     ],

@@ -156,6 +156,7 @@ def test_each_setting_tells_who_decided_it() -> None:
         "num_blocks": "loading",
         "prefix_caching": "default",
         "overlap": "platform",
+        "step_target_s": "platform",
         "seed": "default",
         "trust_remote_code": "default",
         "tensor_parallel": "default",

@@ -49,6 +49,11 @@ ENGINE: Mapping[str, Words] = {
     "num_blocks": Words("KV blocks; unset: as many as fit", metavar="COUNT"),
     "prefix_caching": Words("reuse the KV of equal beginnings of prompts"),
     "overlap": Words("start a step before the tokens of the last one were read; unset: if it pays"),
+    "step_target_s": Words(
+        "while requests decode, cut prompts so that a step takes about so long; 0: do not",
+        "--step-target",
+        "SECONDS",
+    ),
     "seed": Words("seed of the random choices that no request's own seed decides"),
     "trust_remote_code": Words("run Python code that comes with a model; off unless you ask"),
     "tensor_parallel": Words("devices that share the model, a process for each", metavar="COUNT"),

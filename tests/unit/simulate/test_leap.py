@@ -86,6 +86,11 @@ def test_so_it_does_where_a_step_holds_hardly_more_than_the_decodes() -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
+def test_so_it_does_where_prompts_are_cut_to_the_time_they_take(overlap: bool) -> None:
+    both(random_trace(12, rate=20), overlap=overlap, step_target_s=0.004)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("num_blocks", [150, 2_000])
 def test_so_it_does_with_shared_prefixes(num_blocks: int, overlap: bool) -> None:
     found = both(shared_trace(8, rate=20), overlap=overlap, num_blocks=num_blocks, caching=True)
