@@ -68,12 +68,14 @@ def jax_environment(rank: int) -> Mapping[str, str]:
 
 
 def simulated_environment(rank: int) -> Mapping[str, str]:
-    """No chip is looked for, and the host pretends to have as many as an engine may use."""
-    return {
-        **jax_environment(rank),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={words.MOST_CHIPS}",
-    }
+    """No chip is looked for, and the host pretends to have as many as an engine may use. It runs
+    a program a few times: to optimize one would take longer."""
+    flags = (
+        f"--xla_force_host_platform_device_count={words.MOST_CHIPS}",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+    return {**jax_environment(rank), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
 def _import_torchax() -> None:

@@ -5,8 +5,6 @@ from engine.platform import ShapeBuckets, StepLimits
 #: Each size is this many times the one before.
 STEP = 4
 SMALLEST_TOKENS = 16
-#: Tokens of the smallest context, in whole blocks.
-SMALLEST_CONTEXT = 256
 
 
 class Buckets(ShapeBuckets):
@@ -14,20 +12,22 @@ class Buckets(ShapeBuckets):
     blocks. Both kinds of rows may share a step of the second kind."""
 
     @classmethod
-    def of(cls, limits: StepLimits) -> "Buckets":
-        context = -(-SMALLEST_CONTEXT // limits.block_size)
+    def of(cls, limits: StepLimits, step: int = STEP) -> "Buckets":
+        """`step`: how far apart numbers of requests and of blocks lie; the smallest context has 64
+        times as many tokens. Tokens lie no farther apart: steps are cut to their sizes."""
+        context = -(-64 * step // limits.block_size)
         return cls(
             tokens=growing(SMALLEST_TOKENS, limits.max_tokens),
             requests=(limits.max_requests,),
-            decodes=growing(1, limits.max_requests),
-            blocks=growing(context, limits.max_blocks),
+            decodes=growing(1, limits.max_requests, step),
+            blocks=growing(context, limits.max_blocks, step),
         )
 
 
-def growing(smallest: int, most: int) -> tuple[int, ...]:
-    """smallest, STEP times that and so on, and `most`."""
+def growing(smallest: int, most: int, step: int = STEP) -> tuple[int, ...]:
+    """smallest, `step` times that and so on, and `most`."""
     sizes, size = [], smallest
     while size < most:
         sizes.append(size)
-        size *= STEP
+        size *= step
     return (*sizes, most)

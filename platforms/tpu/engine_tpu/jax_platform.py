@@ -25,7 +25,7 @@ from engine.platform import (
 )
 from engine_tpu import installed, ops, words
 from engine_tpu.attention import KernelAttention, PlainAttention
-from engine_tpu.buckets import Buckets, growing
+from engine_tpu.buckets import STEP, Buckets, growing
 from engine_tpu.layout import BLOCK_SIZES, DTYPES
 from engine_tpu.memory import ChipMemory, SimulatedMemory
 from engine_tpu.placement import Placement
@@ -42,6 +42,7 @@ class JaxPlatform(Platform):
     name = "tpu_jax"
     device = "cpu:0"
     kind: ClassVar[str] = "tpu"  # of jax's devices
+    bucket_step: ClassVar[int] = STEP
     attention_backends: tuple[type[PlainAttention], ...] = (KernelAttention, PlainAttention)
     capabilities = Capabilities(
         dtypes=DTYPES,
@@ -59,6 +60,7 @@ class JaxPlatform(Platform):
         self._devices = self._choose(choice.indices, words.chips(choice.words))
         self.programs = Programs(Placement.over(self._devices))
         self._limits: StepLimits | None = None
+        _keep_programs(ProgramCache(self.name, installed.versions("jax", "torchax")).folder)
 
     def memory(self) -> MemoryProfiler:
         return ChipMemory(self._devices[0])
@@ -75,19 +77,18 @@ class JaxPlatform(Platform):
 
     def buckets(self, limits: StepLimits) -> ShapeBuckets:
         self._limits = limits
-        return Buckets.of(limits)
+        return Buckets.of(limits, self.bucket_step)
 
     def graphs(self) -> GraphRunner:
         assert self._limits is not None, "the core asks for buckets before it asks for graphs"
-        buckets, kinds = Buckets.of(self._limits), str(self._devices)
+        buckets, kinds = self.buckets(self._limits), str(self._devices)
         facts = (installed.versions("jax", "torchax"), kinds, self._limits.fingerprint)
         cache = ProgramCache(self.name, *facts, str(self._limits), repr(buckets))
-        _keep_programs(cache.folder)
         return JaxRunner(buckets, self.programs, cache)
 
     def ops(self, table: OpTable) -> None:
         ops.register(table, self.name)
-        rows = growing(1, self.config.max_requests)
+        rows = growing(1, self.config.max_requests, self.bucket_step)
         Sampling(self.programs, rows).register(table, self.name)
 
     def _choose(self, indices: tuple[int, ...], count: int) -> list[jax.Device]:
@@ -109,6 +110,7 @@ class SimulatedPlatform(JaxPlatform):
 
     name = "tpu_simulated"
     kind = "cpu"
+    bucket_step = 16  # to compile a program takes longer than to compute padding
     attention_backends = (PlainAttention,)
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
@@ -120,7 +122,8 @@ class SimulatedPlatform(JaxPlatform):
 
 
 def _keep_programs(folder: Path) -> None:
-    """For the next start. Programs are named there by their content."""
+    """For the next start, of whatever engine: jax names programs there by their content, and keeps
+    to the first folder that a process names."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
