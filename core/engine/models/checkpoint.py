@@ -9,7 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.models.dequantize import DTYPES, SUFFIXES, factors
 from engine.models.json_file import read_json
+from engine.models.scaling import Scaling
 
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -42,13 +44,17 @@ def _slice(part: range | None) -> slice:
 class Checkpoint:
     """The tensors of a folder, by name. Nothing is read before it is asked for.
 
+    Args:
+        scaling: how weights in fp8 are scaled, where there are any.
+
     Raises:
         ModelError: there is no safetensors file, one is missing or damaged, or a tensor is missing
             or has another shape than the architecture says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scaling: Scaling | None = None) -> None:
         self._folder = folder
+        self._scaling = scaling
         self._files = {path.name: _open(path) for path in _find_files(folder)}
         self.num_bytes_read = 0  # in the dtype they were read into
         self._home = {name: file for file in self._files for name in self._files[file].keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
@@ -58,7 +64,7 @@ class Checkpoint:
 
     def read(self, pieces: Sequence[Piece], dtype: torch.dtype, device: str) -> Tensor:
         """The pieces one below the other, in one tensor that is the caller's own."""
-        parts = [piece.of(self._stored(piece)) for piece in pieces]
+        parts = [self._part(piece) for piece in pieces]
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
         target = torch.empty(shape, dtype=dtype, device=device)
         self._fill(target, parts)
@@ -66,7 +72,7 @@ class Checkpoint:
 
     def read_into(self, target: Tensor, pieces: Sequence[Piece]) -> None:
         """Fill `target` with the pieces, one below the other."""
-        self._fill(target, [piece.of(self._stored(piece)) for piece in pieces])
+        self._fill(target, [self._part(piece) for piece in pieces])
 
     def _fill(self, target: Tensor, parts: Sequence[Tensor]) -> None:
         start = 0
@@ -74,6 +80,33 @@ class Checkpoint:
             target[start : start + part.shape[0]].copy_(part)  # converts the dtype on the way
             start += part.shape[0]
         self.num_bytes_read += target.nbytes
+
+    def _part(self, piece: Piece) -> Tensor:
+        """A view of what is stored; of weights in fp8, what they stand for, in float32."""
+        stored = self._stored(piece)
+        part = piece.of(stored)
+        return self._scaled(piece, part) if stored.dtype in DTYPES else part
+
+    def _scaled(self, piece: Piece, part: Tensor) -> Tensor:
+        stem = piece.name.removesuffix("weight")
+        names = [stem + suffix for suffix in SUFFIXES if stem + suffix in self._home]
+        if self._scaling is None or not names or len(piece.shape) != 2:
+            raise ModelError(
+                f"weight {piece.name!r} in {self._folder} is stored in fp8, and how it is scaled is"
+                " not known: config.json needs a quantization_config, and the files"
+                f" {' or '.join(stem + suffix for suffix in SUFFIXES)}; give the model as its"
+                " authors published it, or in bfloat16"
+            )
+        height, width = piece.shape
+        covered = (piece.rows or range(height), piece.columns or range(width))
+        scales = self._files[self._home[names[0]]].get_tensor(names[0])  # type: ignore[no-untyped-call]
+        try:
+            return part.float() * factors(scales, self._scaling, piece.shape, covered)
+        except ValueError as error:
+            raise ModelError(
+                f"{names[0]!r} in {self._folder} does not fit its weight: {error}; the files may be"
+                " of another model than config.json"
+            ) from error
 
     def _stored(self, piece: Piece) -> Tensor:
         """A view of the memory map: pages are read when they are copied."""

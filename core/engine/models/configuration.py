@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine.errors import ModelError
 from engine.models.declarations import DECLARATIONS
 from engine.models.json_file import read_json
+from engine.models.scaling import Scaling
 from engine.models.stated import StatedConfiguration
 
 if TYPE_CHECKING:
@@ -66,11 +67,8 @@ def transformers_configuration(
             f"{path} names {architecture}, which is no language model that generates text from "
             f"left to right. {_what_can_be()}"
         )
-    if config.to_dict().get("quantization_config"):
-        raise ModelError(
-            f"{path} describes quantized weights (quantization_config), which cannot be used; "
-            "give the model in float32, bfloat16 or float16"
-        )
+    if described := config.to_dict().get("quantization_config"):
+        Scaling.of(described)
     return config
 
 

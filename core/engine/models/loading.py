@@ -18,6 +18,7 @@ from engine.models.decoder import Decoder, DecoderLayer
 from engine.models.frequencies import rotary_frequencies
 from engine.models.load_request import LoadRequest
 from engine.models.model import Model
+from engine.models.scaling import Scaling
 from engine.models.share import Share, share
 from engine.models.weights import DecoderWeights
 from engine.platform.attention import AttentionSpec
@@ -36,7 +37,9 @@ def load(request: LoadRequest, ops: OpTable, communicator: Communicator) -> Mode
             request.device,
             request.quantization,
         )
-        return build(request, *found, Checkpoint(Path(request.facts.path)), site)
+        declaration, config = found
+        checkpoint = Checkpoint(Path(request.facts.path), _scaling(config))
+        return build(request, declaration, config, checkpoint, site)
     architecture = request.facts.architecture
     if request.quantization is not None:
         raise ModelError(
@@ -64,9 +67,20 @@ def declared(request: LoadRequest) -> tuple[Declaration, Configuration] | None:
         folder, architecture, trust_remote_code=request.trust_remote_code
     )
     declaration = DECLARATIONS.get(architecture)
-    if declaration is None or not expressible(declaration, config.to_dict()):
-        return None
-    return declaration, config
+    if declaration is not None and expressible(declaration, config.to_dict()):
+        return declaration, config
+    if _scaling(config) is not None:
+        raise ModelError(
+            f"{architecture} runs through transformers' code, which reads no quantized weights"
+            " here; give the model in float32, bfloat16 or float16"
+        )
+    return None
+
+
+def _scaling(config: Configuration) -> Scaling | None:
+    """How the model's weights in fp8 are scaled; None: it has none."""
+    described = config.to_dict().get("quantization_config")
+    return Scaling.of(described) if described else None
 
 
 def build(
