@@ -23,6 +23,7 @@ DIGESTS = {
     "contract_1_0": "2a7b11763d156d4113d5c00769b7aa69939b55843de2c803cb96e98142bc47a5",
     "contract_1_1": "83822cd5d4dd830c513e75e5c59a9efd9163f65bcdd95d92f38a3f8d1209e40a",
     "contract_1_2": "eda499b6b4a495b798ef12c0aa24706d481ceedfd7bf7ee1179bcd4a775c1503",
+    "contract_1_3": "802576036b61488e97a38cf3dc7cf2efa646af35b46736a78bfafd794a778ff0",
 }
 
 
@@ -74,6 +75,11 @@ class TestContract11(Frozen):
 
 class TestContract12(Frozen):
     version = "1_2"
+
+
+class TestContract13(Frozen):
+    levels = (*Frozen.levels, "attention")  # with a prologue of its own
+    version = "1_3"
 
 
 del Frozen  # the classes made from it are the tests

@@ -161,9 +161,10 @@ def _describe(spec: AttentionSpec) -> str:
 
 def _graphs(platform: Platform, buckets: ShapeBuckets | None) -> Part:
     graphs = platform.graphs()
+    told = graphs.report()
     graphs.close()
     if buckets is None:
-        return Part("graph runner", "steps of any shape", _name(graphs))
+        return Part("graph runner", "steps of any shape", _name(graphs), note=told)
     shapes = buckets.shapes()
     largest = f"the largest {max(shapes)}; one that is missing: {buckets.missing}"
     return Part("graph runner", f"steps of {len(shapes)} shapes", _name(graphs), note=largest)

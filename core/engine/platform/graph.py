@@ -48,6 +48,10 @@ class GraphRunner(ABC):
     @abstractmethod
     def run(self, forward: Forward, inputs: StepInputs) -> "Tensor": ...
 
+    def will_project(self, logits: Logits, vocab_size: int) -> None:
+        """What makes logits of the rows that `run` returns: a program of a step may have them too.
+        Told before `reserve`, on devices without static shapes."""
+
     def reserve(self, activations: int) -> int:
         """Bytes that programs will hold, beside what a step needs for a moment (`activations`).
 
@@ -59,6 +63,15 @@ class GraphRunner(ABC):
         """Logits of some rows of what `run` returned. Asked on devices with static shapes, where
         `rows` has one entry a request of the step's shape."""
         return logits(hidden.index_select(0, rows))
+
+    def project_all(self, logits: Logits, hidden: "Tensor") -> "Tensor":
+        """Logits of all rows of what `run` returned last. Asked on devices without static shapes;
+        good until the next `run`, for work that is started before it."""
+        return logits(hidden)
+
+    def report(self) -> str:
+        """Lines for people: which programs are made, or will be, and why others are not."""
+        return ""
 
     def close(self) -> None:
         """Drop captured programs. Safe to call twice."""

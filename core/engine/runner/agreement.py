@@ -21,7 +21,8 @@ class Agreement:
         if self._communicator.size == 1:
             return number
         mine = torch.tensor([number], dtype=torch.int32, device=self._device)
-        return int(self._communicator.all_gather(mine).min())
+        every: list[int] = self._communicator.all_gather(mine).tolist()  # the host finds the least
+        return min(every)
 
     def all(self, condition: bool) -> bool:
         """Whether every rank says so."""

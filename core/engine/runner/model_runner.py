@@ -97,6 +97,8 @@ class ModelRunner(Runner):
             ]
         )
         self._make_tables()
+        if self._static is None:
+            self._graphs.will_project(self.model.logits, self.vocab_size)
         activations = self._measure_step()
         memory.release_cached()
         block_bytes = sum(one.kv_layout().bytes_per_block for one in self._backends)
@@ -146,7 +148,8 @@ class ModelRunner(Runner):
     def report(self) -> str:
         if self.ledger is None:
             return ""
-        return f"{self.ledger}\n{_operations(self._ops)}"
+        parts = (str(self.ledger), self._graphs.report(), _operations(self._ops))
+        return "\n".join(part for part in parts if part)
 
     def close(self) -> None:
         self._graphs.close()
@@ -201,8 +204,9 @@ class ModelRunner(Runner):
         hidden_TC = self._graphs.run(self._forward, self._table.inputs(step))
 
         def logits(rows: Indices) -> Tensor:
-            every = len(rows) == len(hidden_TC)
-            return self.model.logits(hidden_TC if every else hidden_TC[self._table.to_device(rows)])
+            if len(rows) == len(hidden_TC):
+                return self._graphs.project_all(self.model.logits, hidden_TC)
+            return self.model.logits(hidden_TC[self._table.to_device(rows)])
 
         return logits
 
@@ -321,7 +325,9 @@ class ModelRunner(Runner):
     ) -> StepInputs:
         """A step of equal prompts, as the device sees it. No request is alive yet."""
         assert shape is None, "asked for by a platform that declares no static shapes"
-        batch = dummy_batch([(0, num_tokens // num_requests)] * num_requests, self.block_size)
+        assert self.ledger is not None
+        parts = [(0, num_tokens // num_requests)] * num_requests
+        batch = dummy_batch(parts, self.block_size, self.ledger.num_blocks)
         for admission in batch.admitted:
             self._sampler.admit(self._table.admit(admission), admission)
         step = self._table.arrange(batch)

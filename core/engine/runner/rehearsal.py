@@ -21,13 +21,16 @@ def smaller_step(sizes: Sequence[int], max_tokens: int) -> list[tuple[int, int]]
     return [(max(0, size - max_tokens), size) for size in sizes[:count]]
 
 
-def dummy_batch(parts: Sequence[tuple[int, int]], block_size: int) -> Batch:
-    """Tokens start:stop of prompts, each in blocks of its own, sampled with every filter."""
+def dummy_batch(
+    parts: Sequence[tuple[int, int]], block_size: int, num_blocks: int | None = None
+) -> Batch:
+    """Tokens start:stop of prompts, sampled with every filter; each in blocks of its own, but that
+    a cache of `num_blocks` begins anew where it ends."""
     params = SamplingParams(temperature=1.0, top_p=0.9, top_k=50)
     admitted, slices, taken = [], [], 0
     for key, (start, stop) in enumerate(parts, start=1):
         count = -(-stop // block_size)
-        blocks = tuple(range(taken, taken + count))
+        blocks = tuple(i % (num_blocks or i + 1) for i in range(taken, taken + count))
         taken += count
         admitted.append(Admission(-key, (0,) * stop, stop, params, seed=key, stop_ids=()))
         slices.append(Slice(-key, start, stop, True, blocks, 0))

@@ -82,8 +82,8 @@ class RequestTable:
         row = self._free.pop()
         self._rows[admission.key] = row
         self.admissions[admission.key] = admission
-        tokens = torch.tensor(admission.tokens, dtype=torch.int32)
-        self.tokens_RL[row, : len(tokens)] = tokens.to(self.tokens_on)
+        tokens = np.array(admission.tokens, dtype=np.int32)
+        self.tokens_RL[row, : len(tokens)] = self._to_tokens(tokens)
         self.blocks_RB[row] = 0
         return row
 
@@ -142,12 +142,15 @@ class RequestTable:
     def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
         places = rows_M * self._places_a_row + positions_M
-        pinned = self._pinned and self.tokens_on == self.device
-        places_M = send(places, self.tokens_on, pinned=pinned)
-        self._all_tokens.index_copy_(0, places_M, tokens_M.to(torch.int32))
+        self._all_tokens.index_copy_(0, self._to_tokens(places), tokens_M.to(torch.int32))
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         return send(array, self.device, pinned=self._pinned)
+
+    def _to_tokens(self, array: NDArray[np.generic]) -> Tensor:
+        """To where the requests' tokens are."""
+        pinned = self._pinned and self.tokens_on == self.device
+        return send(array, self.tokens_on, pinned=pinned)
 
     def _metadata(self, step: Arranged, sizes_N: Indices, slots: Tensor) -> StepMetadata:
         max_length, count = int(step.stops_N.max()), len(sizes_N)

@@ -14,7 +14,6 @@ from enum import IntFlag, auto
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -116,9 +115,9 @@ class Table:
         params = admission.params
         allowed_V = None
         if params.allowed_token_ids is not None:
-            mask_V = torch.zeros(self.vocab_size, dtype=torch.bool)
-            mask_V[torch.tensor(params.allowed_token_ids)] = True
-            allowed_V = mask_V.to(self.device)
+            mask_V = np.zeros(self.vocab_size, dtype=np.bool_)
+            mask_V[list(params.allowed_token_ids)] = True
+            allowed_V = send(mask_V, self.device, pinned=self.pinned)
         return Row(
             allowed_V=allowed_V,
             bias_ids=np.array(list(params.logit_bias), dtype=np.int64),

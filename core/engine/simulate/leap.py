@@ -41,10 +41,10 @@ class LeapingLoop(EngineLoop):
     `clock` a `VirtualClock`."""
 
     runner: VirtualRunner
+    _clock: VirtualClock
 
     def __init__(self, *arguments: Any, clock: VirtualClock, **settings: Any) -> None:
         super().__init__(*arguments, clock=clock, **settings)
-        self._clock = clock
         self._stalled = False  # those who wait were refused, and nothing has changed since
 
     def step(self) -> list[Delta]:

@@ -2,7 +2,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
+from engine.assemble import assemble
+from engine.platform import GraphRunner
+from engine.plugins import PluginManager
+from engine.request import Submission
 from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
+from engine.testing.checks.driving import run
+from engine.testing.checks.interposed import GraphsAround, Parts, interpose
+from engine.testing.checks.subject import OnlyThis
 
 SIZES = st.integers(1, 5000)
 
@@ -48,3 +55,60 @@ def test_an_engine_for_one_short_request_starts_and_answers():
     with LLM(device="cpu", max_requests=1, max_model_len=100) as llm:
         found = llm.generate(["Hello", "Hi"], SamplingParams(max_tokens=5, ignore_eos=True))
     assert [len(one.outputs[0].token_ids) for one in found] == [5, 5]
+
+
+class WithLogits(GraphsAround):
+    """Has the logits of every row of a step, as a program that ends with them has."""
+
+    def __init__(self, inner: GraphRunner) -> None:
+        super().__init__(inner)
+        self.calls: list[str] = []
+        self.hidden = self.found = None
+
+    def will_project(self, logits, vocab_size):
+        self.calls.append("will_project")
+        self.logits, self.vocab_size = logits, vocab_size
+
+    def reserve(self, activations):
+        self.calls.append("reserve")
+        return super().reserve(activations)
+
+    def run(self, forward, inputs):
+        self.hidden = super().run(forward, inputs)
+        self.found = self.logits(self.hidden)
+        return self.hidden
+
+    def project_all(self, logits, hidden):
+        assert hidden is self.hidden  # of the last step, as it came
+        self.calls.append("project_all")
+        return self.found
+
+    def report(self):
+        return "all programs have logits"
+
+
+def test_a_graph_runner_may_have_the_logits_of_a_step():
+    made: list[WithLogits] = []
+
+    def around(inner):
+        made.append(WithLogits(inner))
+        return made[-1]
+
+    params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0, prompt_logprobs=1)
+    asked = [Submission(str(n), tuple(range(5, 5 + n)), params) for n in (1, 4, 7)]
+    cpu = PluginManager().select("cpu")
+    settings = {"device": "cpu", "max_model_len": 64, "num_blocks": 16, "max_requests": 3}
+    settings["max_batch_tokens"] = 16
+    tokens = []
+    for spec in (cpu, interpose(cpu, Parts(graphs=around))):
+        engine = assemble(settings, OnlyThis(spec))
+        tokens.append({key: one.tokens for key, one in run(engine.loop, *asked).items()})
+        ledger = engine.facts.ledger
+        engine.close()
+    assert tokens[0] == tokens[1]
+    [graphs] = [one for one in made if one.calls]
+    assert graphs.calls[0] == "will_project"
+    assert "reserve" in graphs.calls
+    assert graphs.calls.count("project_all") >= 3
+    assert graphs.vocab_size == engine.facts.model.vocab_size
+    assert "all programs have logits\noperations from" in ledger

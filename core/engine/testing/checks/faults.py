@@ -145,9 +145,9 @@ def is_told_while_loading(point: str, kind: Kind, at: int) -> Callable[[Subject]
 
 
 def _refusal(faulty: Subject) -> str | None:
-    """What an engine's making raised."""
+    """What an engine's making raised. A cache whose size nobody asked for might shrink instead."""
     try:
-        with faulty.engine():
+        with faulty.engine(num_blocks=64):
             return None
     except Exception as error:
         return repr(error)

@@ -58,9 +58,11 @@ class Fault:
 
     @property
     def parts(self) -> Parts:
-        """The fault's way into a platform."""
+        """The fault's way into a platform. Attention may be traced into programs, so it is left as
+        it is where another part fails: a program could depend on what changes in a fault."""
+        attention = self.point.startswith("attention.")
         return Parts(
-            attention=lambda part: _FaultyAttention(part, self),
+            attention=lambda part: _FaultyAttention(part, self) if attention else part,
             graphs=lambda part: _FaultyGraphs(self._calling(part), self),
             memory=lambda part: _FaultyMemory(part, self),
         )

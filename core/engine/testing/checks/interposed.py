@@ -144,11 +144,20 @@ class GraphsAround(GraphRunner):
     def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
         return self.inner.run(forward, inputs)
 
+    def will_project(self, logits: Logits, vocab_size: int) -> None:
+        self.inner.will_project(logits, vocab_size)
+
     def reserve(self, activations: int) -> int:
         return self.inner.reserve(activations)
 
     def project(self, logits: Logits, hidden: Tensor, rows: Tensor) -> Tensor:
         return self.inner.project(logits, hidden, rows)
+
+    def project_all(self, logits: Logits, hidden: Tensor) -> Tensor:
+        return self.inner.project_all(logits, hidden)
+
+    def report(self) -> str:
+        return self.inner.report()
 
     def close(self) -> None:
         self.inner.close()
