@@ -345,11 +345,13 @@ struct Rows {
     float* next;   // the largest exponent with this chunk
     float* total;  // the sum of this chunk's weights
     float* decay;  // what makes scores exponents; then by what the result shrinks with this chunk
+    int32_t* begins;  // [tiles + 1]: where tiles begin; divided once, for divisions are slow
 
     static int64_t aligned(int64_t count) { return round_up(count, 16); }
     static size_t bytes(int64_t rows, int64_t head_dim) {
         return 4 * size_t(aligned(rows * head_dim) + rows * CHUNK +
-                          rows * round_up(head_dim, PANEL) + 5 * aligned(rows));
+                          rows * round_up(head_dim, PANEL) + 5 * aligned(rows) +
+                          aligned(rows + 1));
     }
     Rows(std::byte* memory, int64_t rows, int64_t head_dim)
         : q(reinterpret_cast<E*>(memory)),
@@ -359,7 +361,8 @@ struct Rows {
           sum(most + aligned(rows)),
           next(sum + aligned(rows)),
           total(next + aligned(rows)),
-          decay(total + aligned(rows)) {}
+          decay(total + aligned(rows)),
+          begins(reinterpret_cast<int32_t*>(decay + aligned(rows))) {}
 };
 
 // One item of one key/value head.
@@ -388,8 +391,11 @@ struct Attend {
           tiles(ceil_div(count, MOST_ROWS)),
           rows(memory, count, head_dim) {}
 
+    Range tile_at(int64_t t) const { return {rows.begins[t], rows.begins[t + 1]}; }
+
     // `following`: of the item that comes after this one.
     void run(Unit<W> following) {
+        for (int64_t t = 0; t <= tiles; t++) rows.begins[t] = int32_t(count * t / tiles);
         pack();
         std::fill_n(rows.out, count * width, 0.0f);
         std::fill_n(rows.most, Rows<E>::aligned(count), NO_SCORE);
@@ -419,15 +425,17 @@ struct Attend {
     void pack() {
         with_dtype(shape.dtype, [&](auto type) {
             using T = decltype(type);
-            const T* q = static_cast<const T*>(args.q) + head * group * args.q_head_stride;
-            for (int64_t t = 0; t < tiles; t++) {
-                const Range tile = part_of(count, t, tiles);
-                pack_tile<Left>(rows.q + tile_size<Left>(tile.begin, head_dim),
-                                tile.end - tile.begin, head_dim, [&](int64_t m) {
-                                    const int64_t row = tile.begin + m;
-                                    return q + token(row) * args.q_stride +
-                                           row % group * args.q_head_stride;
-                                });
+            if constexpr (std::is_same_v<E, float> || std::is_same_v<T, bf16>) {
+                const T* q = static_cast<const T*>(args.q) + head * group * args.q_head_stride;
+                for (int64_t t = 0; t < tiles; t++) {
+                    const Range tile = tile_at(t);
+                    pack_tile<Left>(rows.q + tile_size<Left>(tile.begin, head_dim),
+                                    tile.end - tile.begin, head_dim, [&](int64_t m) {
+                                        const int64_t row = tile.begin + m;
+                                        return q + token(row) * args.q_stride +
+                                               row % group * args.q_head_stride;
+                                    });
+                }
             }
         });
     }
@@ -437,7 +445,7 @@ struct Attend {
         for (int64_t j = 0; j < pages; j++) {
             const W* next = j + 1 < pages ? units[j + 1].keys : units[0].values();
             for (int64_t t = 0; t < tiles; t++, next = nullptr) {
-                const Range tile = part_of(count, t, tiles);
+                const Range tile = tile_at(t);
                 const E* q = rows.q + tile_size<Left>(tile.begin, head_dim);
                 float* scores = rows.scores + tile.begin * CHUNK + j * PANEL;
                 with_rows(tile.end - tile.begin, [&](auto m) {
@@ -494,7 +502,7 @@ struct Attend {
             for (int64_t j = 0; j + 1 < pages; j++) next[j] = values[j + 1];
             next[pages - 1] = p + 1 < panels ? units[0].values(p + 1) : units[pages].keys;
             for (int64_t t = 0; t < tiles; t++) {
-                const Range tile = part_of(count, t, tiles);
+                const Range tile = tile_at(t);
                 const auto* weights = reinterpret_cast<const E*>(rows.scores + tile.begin * CHUNK);
                 float* out = rows.out + tile.begin * width + p * PANEL;
                 with_rows(tile.end - tile.begin, [&](auto m) {

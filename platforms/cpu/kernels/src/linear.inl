@@ -3,8 +3,11 @@
 // Packed rows of the left matrix that stay in the second-level cache while panels pass by; of long
 // rows at least eight tiles, or the panels would be fetched too often.
 constexpr int64_t LEFT_BYTES = 512 * 1024;
-// Rows of a panel that stay in the first-level cache while tiles pass by; even, for the pairs.
-constexpr int64_t DEPTH = 256;
+// Rows of a panel that stay in the first-level cache while tiles pass by; even, for the pairs. Many
+// tiles multiply with floats, which take twice the room.
+constexpr int64_t DEPTH = 256, FLOAT_DEPTH = 128;
+// From so many tiles on, making floats of a part of a panel costs less than it saves.
+constexpr int64_t WIDENING_TILES = 5;
 
 template <class W>
 int64_t rows_of_block(int64_t k, int64_t tokens) {
@@ -79,52 +82,110 @@ void store_tile(int64_t rows, const V* sums, const Linear& args, Y* y, int64_t c
     }
 }
 
+// Whether the processor multiplies W only as floats, which many tiles do better with made once.
+template <class W>
+constexpr bool WIDENS = !std::is_same_v<W, float> && std::is_same_v<Entry<W>, float>;
+
+// `depth` rows of a panel as floats, [depth][PANEL].
+template <class W>
+EK_INLINE void widen(const W* panel, int64_t depth, float* wide) {
+    if constexpr (std::is_same_v<W, bf16>) {
+        for (int64_t i = 0; i < depth; i += 2, wide += 2 * PANEL) {
+            for (int64_t column = 0; column < PANEL; column += LANES) {
+                const U pairs = load_bits(panel + (i * PANEL + 2 * column));
+                store(wide + column, V(pairs << 16));
+                store(wide + PANEL + column, V(pairs & 0xffff0000u));
+            }
+        }
+    } else {
+        for (int64_t i = 0; i < depth * PANEL; i += LANES) store(wide + i, load(panel + i));
+    }
+}
+
+// One block of rows of the left matrix, packed, and where its results go.
+template <class W, class Y>
+struct LeftBlock {
+    const Entry<W>* left;
+    int64_t rows, tiles;
+    const int32_t* begins;  // [tiles + 1] first rows
+    Y* y;
+};
+
+// A block times one panel, one part of the panel's rows after the other. Of many tiles, each fetches
+// its share of the part that comes next in memory; for a few that is more than they can wait for.
+template <class W, class Y>
+void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p, V* sums,
+                    float* wide) {
+    const int64_t k = args.k;
+    const bool floats = std::is_same_v<Entry<W>, float> && block.tiles >= WIDENING_TILES;
+    const int64_t most = floats ? FLOAT_DEPTH : DEPTH;
+    const W* panel = static_cast<const W*>(args.w) + p * panel_size<W>(k);
+    for (int64_t from = 0; from < k; from += most) {
+        const int64_t depth = k - from < most ? k - from : most;
+        const W* part = panel + panel_size<W>(from);
+        const auto* ahead = reinterpret_cast<const char*>(part + panel_size<W>(depth));
+        const int64_t bytes = panel_size<W>(depth) * int64_t(sizeof(W));
+        const int64_t share = round_up(ceil_div(bytes, block.tiles), 64);
+        const auto each_tile = [&](const auto* w) {
+            for (int64_t column = 0; column < PANEL; column += SUB) {
+                for (int64_t t = 0; t < block.tiles; t++) {
+                    const int64_t begin = block.begins[t], rows = block.begins[t + 1] - begin;
+                    V* partial = sums + (column / SUB * block.rows + begin) * NV;
+                    if (floats && column == 0)
+                        for (int64_t line = 0; line < share; line += 64)
+                            __builtin_prefetch(ahead + t * share + line, 0, 2);
+                    multiply_tile(rows,
+                                  block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from), w,
+                                  depth, column, partial, from > 0);
+                    if (from + depth == k)
+                        store_tile(rows, partial, args, block.y + begin * args.y_stride,
+                                   p * PANEL + column);
+                }
+            }
+        };
+        if constexpr (WIDENS<W>) {
+            if (floats) {
+                widen(part, depth, wide);
+                each_tile(wide);
+                continue;
+            }
+        }
+        each_tile(part);
+    }
+}
+
 template <class W, class Y>
 void linear_of(const Linear& args, int64_t tokens, Team& team) {
-    const int64_t k = args.k, block = rows_of_block<W>(k, tokens);
+    const int64_t k = args.k, most = rows_of_block<W>(k, tokens);
     const bool together = team.size > 1 && tokens > MOST_ROWS;
-    const size_t left_size = tile_size<W>(block, k);
+    const size_t left_size = tile_size<W>(most, k);
     auto* shared = reinterpret_cast<Entry<W>*>(team.shared);
-    const size_t sums_size = block * NV;  // of one panel, between its parts
-    V* sums = reinterpret_cast<V*>(team.own(
-        sums_size * sizeof(V) + (together ? 0 : left_size * sizeof(Entry<W>))));
-    auto* own = reinterpret_cast<Entry<W>*>(sums + sums_size);
+    // Sums of one panel, between its parts; a part of a panel; first rows of tiles.
+    const size_t sums_size = most * PANEL / LANES, wide_size = FLOAT_DEPTH * PANEL;
+    const size_t most_tiles = round_up(ceil_div(most, MOST_ROWS) + 1, 16);
+    V* sums = reinterpret_cast<V*>(team.own(sums_size * sizeof(V) + (wide_size + most_tiles) * 4 +
+                                            (together ? 0 : left_size * sizeof(Entry<W>))));
+    auto* wide = reinterpret_cast<float*>(sums + sums_size);
+    auto* begins = reinterpret_cast<int32_t*>(wide + wide_size);
+    auto* own = reinterpret_cast<Entry<W>*>(begins + most_tiles);
     const Range panels = team.part(ceil_div(args.n, PANEL));
     int64_t number = 0;
-    for (int64_t start = 0; start < tokens; start += block, number++) {
-        const int64_t rows = tokens - start < block ? tokens - start : block;
+    for (int64_t start = 0; start < tokens; start += most, number++) {
+        const int64_t rows = tokens - start < most ? tokens - start : most;
         const int64_t tiles = ceil_div(rows, MOST_ROWS);
+        for (int64_t t = 0; t <= tiles; t++) begins[t] = int32_t(rows * t / tiles);
         // Two buffers: whoever is done may pack the next block while others still read this one.
         Entry<W>* left = together ? shared + number % 2 * left_size : own;
         const W* x = static_cast<const W*>(args.x) + start * args.x_stride;
-        Y* y = static_cast<Y*>(args.y) + start * args.y_stride;
         const Range packed = together ? team.part(tiles) : Range{0, tiles};
-        for (int64_t t = packed.begin; t < packed.end; t++) {
-            const Range tile = part_of(rows, t, tiles);
-            pack_tile<W>(left + tile_size<W>(tile.begin, k), tile.end - tile.begin, k,
-                         [&](int64_t m) { return x + (tile.begin + m) * args.x_stride; });
-        }
+        for (int64_t t = packed.begin; t < packed.end; t++)
+            pack_tile<W>(left + tile_size<W>(begins[t], k), begins[t + 1] - begins[t], k,
+                         [&](int64_t m) { return x + (begins[t] + m) * args.x_stride; });
         if (together) team.barrier();
-        for (int64_t p = panels.begin; p < panels.end; p++) {
-            const W* panel = static_cast<const W*>(args.w) + p * panel_size<W>(k);
-            for (int64_t column = 0; column < PANEL; column += SUB) {
-                for (int64_t from = 0; from < k; from += DEPTH) {
-                    const int64_t depth = k - from < DEPTH ? k - from : DEPTH;
-                    for (int64_t t = 0; t < tiles; t++) {
-                        const Range tile = part_of(rows, t, tiles);
-                        V* partial = sums + tile.begin * NV;
-                        multiply_tile(tile.end - tile.begin,
-                                      left + tile_size<W>(tile.begin, k) +
-                                          tile_size<W>(tile.end - tile.begin, from),
-                                      panel + panel_size<W>(from), depth, column, partial,
-                                      from > 0);
-                        if (from + depth == k)
-                            store_tile(tile.end - tile.begin, partial, args,
-                                       y + tile.begin * args.y_stride, p * PANEL + column);
-                    }
-                }
-            }
-        }
+        const LeftBlock<W, Y> block{left, rows, tiles, begins,
+                                    static_cast<Y*>(args.y) + start * args.y_stride};
+        for (int64_t p = panels.begin; p < panels.end; p++)
+            multiply_block(args, block, p, sums, wide);
     }
 }
 

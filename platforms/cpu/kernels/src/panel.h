@@ -34,10 +34,6 @@ constexpr int64_t tile_size(int64_t rows, int64_t k) {
     return rows * (std::is_same_v<Entry<W>, float> ? k : ceil_div(k, 2));
 }
 
-EK_INLINE uint32_t pair_of(float first, float second) {
-    return uint32_t(from_float<bf16>(first).bits) | uint32_t(from_float<bf16>(second).bits) << 16;
-}
-
 // Calls f with std::integral_constant<int, rows>; rows is 1 to MOST_ROWS.
 template <int MR = MOST_ROWS, class F>
 EK_INLINE void with_rows(int64_t rows, F&& f) {
@@ -47,24 +43,74 @@ EK_INLINE void with_rows(int64_t rows, F&& f) {
     f(std::integral_constant<int, MR>{});
 }
 
-// Lays `rows` rows of k elements out as an A tile, times `factor`. `row(m)` is the address of row m.
+// Makes LANES vectors of 32-bit lanes, a square matrix, its transpose: swaps the squares of STEP lanes
+// off the diagonal, then larger ones. Unrolled, or the indices would not be constants.
+template <int STEP = 1, class T>
+EK_INLINE void transpose(T (&rows)[LANES]) {
+    I upper{}, lower{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; lane++) {
+        upper[lane] = lane & STEP ? LANES + lane - STEP : lane;
+        lower[lane] = lane & STEP ? LANES + lane : lane + STEP;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        if (i & STEP) continue;
+        const T a = rows[i], b = rows[i + STEP];
+        rows[i] = __builtin_shuffle(a, b, upper);
+        rows[i + STEP] = __builtin_shuffle(a, b, lower);
+    }
+    if constexpr (2 * STEP < LANES) transpose<2 * STEP>(rows);
+}
+
+// Entries of an A tile from neighbours in a row; pairs are of bf16.
+template <class E, class X>
+EK_INLINE auto load_entries(const X* x) {
+    if constexpr (std::is_same_v<E, float>) {
+        return load(x);
+    } else {  // at an address aligned to one of the pair
+        U pairs;
+        std::memcpy(&pairs, x, sizeof(pairs));
+        return pairs;
+    }
+}
+template <class E, class X>
+EK_INLINE E load_entry(const X* x, int64_t count) {
+    if constexpr (std::is_same_v<E, float>)
+        return to_float(*x);
+    else
+        return uint32_t(x[0].bits) | (count > 1 ? uint32_t(x[1].bits) << 16 : 0);
+}
+
+// Lays `rows` rows of k elements out as an A tile. `row(m)` is the address of row m.
 template <class W, class Row>
-EK_INLINE void pack_tile(Entry<W>* a, int64_t rows, int64_t k, Row&& row, float factor = 1) {
-    for (int64_t m = 0; m < rows; m++) {
-        const auto* x = row(m);
-        if constexpr (std::is_same_v<Entry<W>, float>) {
-            int64_t i = 0;
-            for (; i + LANES <= k; i += LANES) {
-                const V values = load(x + i) * factor;
-                for (int lane = 0; lane < LANES; lane++) a[(i + lane) * rows + m] = values[lane];
-            }
-            for (; i < k; i++) a[i * rows + m] = to_float(x[i]) * factor;
-        } else {
-            for (int64_t i = 0; i < k; i += 2) {
-                const float second = i + 1 < k ? to_float(x[i + 1]) : 0;
-                a[i / 2 * rows + m] = pair_of(to_float(x[i]) * factor, second * factor);
+EK_INLINE void pack_tile(Entry<W>* a, int64_t rows, int64_t k, Row&& row) {
+    using E = Entry<W>;
+    constexpr int64_t size = std::is_same_v<E, float> ? 1 : 2;  // elements of an entry
+    int64_t done = 0;
+    if (rows > LANES / 4 && rows <= LANES) {
+        decltype(row(0)) x[LANES];
+        for (int64_t m = 0; m < LANES; m++) x[m] = row(m < rows ? m : rows - 1);
+        const E* end = a + tile_size<W>(rows, k);
+        for (; done + LANES * size <= k; done += LANES * size) {
+            decltype(load_entries<E>(x[0])) block[LANES];
+#pragma GCC unroll 16
+            for (int m = 0; m < LANES; m++) block[m] = load_entries<E>(x[m] + done);
+            transpose(block);
+            E* to = a + done / size * rows;
+            // Lanes behind the last row are overwritten by what follows.
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++, to += rows) {
+                if (to + LANES <= end)
+                    std::memcpy(to, &block[i], sizeof(block[i]));
+                else
+                    std::memcpy(to, &block[i], size_t(rows) * sizeof(E));
             }
         }
+    }
+    for (int64_t m = 0; m < rows; m++) {
+        const auto* x = row(m);
+        for (int64_t i = done; i < k; i += size) a[i / size * rows + m] = load_entry<E>(x + i, k - i);
     }
 }
 
