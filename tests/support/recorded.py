@@ -3,7 +3,8 @@
 While work is recorded, each of torch's operations and each launch of an interpreted kernel is kept
 with its very arguments. A replay does them again, in the same memory; none of the work's own Python
 code runs. So what a number on the host would have changed is as it was, and what waits for the
-device is an error, as with a graph.
+device is an error, as with a graph. As with a graph, no kernel runs while it is recorded, either:
+what they would have written is there after the first replay.
 """
 
 from collections.abc import Callable, Iterator
@@ -115,7 +116,6 @@ class Tape(Unwaiting):
 
     def _launched(self, launch):
         self.steps.append(launch)
-        super()._launched(launch)
 
 
 @dataclass(frozen=True, slots=True)

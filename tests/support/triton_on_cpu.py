@@ -1,8 +1,8 @@
 """Both Triton platforms' own code on tensors of the host, their kernels by Triton's interpreter.
 
-What only a GPU can show is left out: its driver, its memory (numbers), its collectives (gloo). Its
-graphs are replaced by recorded work, which is as strict. A process that makes such a platform has
-TRITON_INTERPRET=1 in its environment before it imports triton.
+What only a GPU can show is left out: its driver, its memory (that of the process), its collectives
+(gloo). Its graphs are replaced by recorded work, which is as strict. A process that makes such a
+platform has TRITON_INTERPRET=1 in its environment before it imports triton.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="cuda_on_cpu",
-            api=(1, 3),
+            api=(1, 4),
             probe=probe,
             create=create_cuda,
             defaults=defaults,
@@ -25,7 +25,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
         ),
         PlatformSpec(
             name="rocm_on_cpu",
-            api=(1, 3),
+            api=(1, 4),
             probe=probe,
             create=create_rocm,
             defaults=defaults,
@@ -47,7 +47,7 @@ def environment(rank: int) -> Mapping[str, str]:
 
 
 def defaults() -> Mapping[str, Any]:
-    """Few requests: each size of a decode program is interpreted three times before the first."""
+    """Few requests and short steps: the interpreter takes milliseconds for each program."""
     return {"overlap": True, "max_requests": 4, "max_batch_tokens": 256}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.platform import Availability, DeviceProfile, Platform, PlatformSpec, hookimpl
-from engine_cuda import installed, sheets
+from engine_cuda import installed, sheets, words
 
 
 @hookimpl
@@ -16,13 +16,14 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="cuda",
-            api=(1, 3),
+            api=(1, 4),
             probe=probe,
             create=create,
             priority=100,
             defaults=defaults,
             environment=environment,
             profile=profile,
+            refuses=words.refuses,
         )
     ]
 

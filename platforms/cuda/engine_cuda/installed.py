@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine.platform import Availability
+from engine_cuda import flash_installed
 from engine_triton.installed import counted, torch_build, visible
 
 INSTALL = "pip install 'engine[cuda]'"
@@ -48,7 +49,8 @@ def probe(
     torch = torch_build(folders) or {}
     driver = driver_version(root) or "of an unknown version"
     detail = f"{counted([found[place].model for place in chosen])}; driver {driver}"
-    return Availability(len(chosen), f"{detail}, torch {torch['__version__']}")
+    more = flash_installed.note(folders)
+    return Availability(len(chosen), f"{detail}, torch {torch['__version__']}; {more}")
 
 
 def models(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -1,13 +1,18 @@
-"""Names that the shared parts do not know: torch's of the device, its graphs and collectives."""
+"""Names that the shared parts do not know: torch's of the device, its graphs and collectives; and
+FlashAttention-3, where it is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.config import DeviceChoice, EngineConfig
 from engine.errors import UnsupportedError
+from engine_cuda import flash, words
 from engine_cuda.memory import own_memory
 from engine_triton import collectives
 from engine_triton.architecture import Architecture
+from engine_triton.attention.backend import PagedAttention
+from engine_triton.attention.paged import PagedCache
 from engine_triton.device import Device, TorchDevice
 from engine_triton.platform import TritonPlatform
 
@@ -19,6 +24,11 @@ class CudaPlatform(TritonPlatform):
     name = "cuda"
     kind = "cuda"
     collectives = "engine_nccl"
+
+    def __init__(self, config: EngineConfig, rank: int = 0) -> None:
+        super().__init__(config, rank)
+        asked = words.attention(DeviceChoice.parse(config.device).words)
+        self.attention_backends = attention_backends(asked, self.architecture)
 
     def open(self, index: int) -> Device:
         count = torch.cuda.device_count()
@@ -51,3 +61,19 @@ class CudaPlatform(TritonPlatform):
             )
         nccl = torch.distributed.ProcessGroupNCCL
         collectives.register(self.collectives, self.kind, nccl, nccl.Options)
+
+
+def attention_backends(asked: str, architecture: Architecture) -> Sequence[type[PagedCache]]:
+    """Best first. FlashAttention-3 goes first where it is asked for: nobody has measured it beside
+    the kernels of this repository, which also serve the layers that it does not.
+
+    Raises:
+        UnsupportedError: it is asked for, and cannot be used here.
+    """
+    why = flash.unavailable(architecture)
+    if asked == "flash3":
+        if why is not None:
+            raise UnsupportedError(f"{why}; leave out attention=flash3")
+        flash.loaded()
+        return (flash.FlashAttention3, PagedAttention)
+    return (PagedAttention, flash.FlashAttention3 if why is None else flash.refused(why))

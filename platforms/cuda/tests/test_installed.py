@@ -54,7 +54,9 @@ def machine(root, models, driver="570.86.15"):
 def test_gpus_are_counted_and_named_with_driver_and_torch(root, folders):
     found = installed.probe(root, {}, folders)
     assert found.devices == 3
-    assert found.detail == "3 x NVIDIA H200; driver 570.86.15, torch 2.13.0+cu128"
+    assert found.detail == (
+        "3 x NVIDIA H200; driver 570.86.15, torch 2.13.0+cu128; attention=flash3: not installed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,8 @@ def test_device_files_alone_will_do_where_the_driver_s_are_hidden(tmp_path, fold
     found = installed.probe(tmp_path, {}, folders)
     assert (found.devices, found.detail) == (
         2,
-        "2 x NVIDIA GPU; driver of an unknown version, torch 2.13.0+cu128",
+        "2 x NVIDIA GPU; driver of an unknown version, torch 2.13.0+cu128;"
+        " attention=flash3: not installed",
     )
 
 

@@ -14,6 +14,7 @@ import engine_cuda
 from engine.assemble import assemble
 from engine.config import EngineConfig
 from engine.errors import UnsupportedError
+from engine.explain.parts import _graphs
 from engine.params import SamplingParams
 from engine.platform import StepLimits
 from engine.request import Submission
@@ -63,6 +64,9 @@ def test_tokens_are_those_of_the_cpu_platform_with_programs_and_overlapped_steps
     )
     watch = Unwaiting()
     watched(engine, watch)
+    ledger = engine.facts.ledger
+    assert "decode programs: 3 of 3 captured in" in ledger
+    assert "with the output layer for 1, 2, 3\noperations from" in ledger
     found, stats = answers(engine, GREEDY), engine.loop.stats
     drawn = answers(engine, DRAWN)
     played = [one.num_replays for one in engine.platform.gpu.recordings]
@@ -158,6 +162,9 @@ def test_the_core_pads_no_steps_and_the_runner_knows_the_limits():
     limits = StepLimits(max_tokens=64, max_requests=6, max_model_len=100, block_size=16)
     assert platform.buckets(limits) is None
     assert platform.graphs().sizes == (1, 2, 4, 6)
+    part = _graphs(platform, None)  # of `engine explain`
+    assert part.chosen == "CapturedRunner (engine_triton.capture)"
+    assert part.note == "decode programs for 1, 2, 4, 6 requests, when the model is loaded"
     platform.close()
 
 
@@ -173,4 +180,4 @@ def test_importing_and_probing_bring_neither_torch_nor_triton():
 def test_it_goes_before_the_cpu():
     [ours], [cpu] = engine_cuda.engine_platforms(), engine_cpu.engine_platforms()
     assert ours.priority > cpu.priority
-    assert (ours.name, ours.api) == ("cuda", (1, 3))
+    assert (ours.name, ours.api) == ("cuda", (1, 4))

@@ -16,7 +16,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="rocm",
-            api=(1, 3),
+            api=(1, 4),
             probe=probe,
             create=create,
             priority=100,

@@ -181,4 +181,4 @@ def test_importing_and_probing_bring_neither_torch_nor_triton():
 def test_it_goes_before_the_cpu():
     [ours], [cpu] = engine_rocm.engine_platforms(), engine_cpu.engine_platforms()
     assert ours.priority > cpu.priority
-    assert (ours.name, ours.api) == ("rocm", (1, 3))
+    assert (ours.name, ours.api) == ("rocm", (1, 4))

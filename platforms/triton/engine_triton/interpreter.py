@@ -6,7 +6,8 @@ As Triton 3.7 has it, the interpreter
 * rounds to bfloat16 and to fp8 by cutting off, or wrongly;
 * knows no fp8 of the kind without negative zero;
 * warns of infinities and NaNs that a kernel computes on purpose;
-* prepares the language anew whenever one function calls another, which takes most of its time.
+* prepares the language anew whenever one function calls another, and much besides (see
+  interpreter_reuse.py), which takes most of its time.
 
 `mend` replaces those parts: what is narrower than float16 is computed in float32 and rounded to the
 nearest, ties to even, as devices do. An fp8 number beyond the format becomes NaN, where devices
@@ -21,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine_triton import interpreter_reuse
 
 Array = NDArray[Any]
 
@@ -46,6 +49,7 @@ def mend() -> None:
     builder: Any = interpreter.InterpreterBuilder
     if builder.cast_impl is _cast:
         return
+    interpreter_reuse.reuse()
     builder.create_fp_to_fp = _rounding_cast(builder.create_fp_to_fp)
     builder.cast_impl = _cast
     builder.create_dot = _dot
@@ -91,7 +95,7 @@ def _widened(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply(builder: Any, *arguments: Any) -> Any:
         *handles, operation = arguments
-        kinds = {handle.dtype.scalar for handle in handles}
+        kinds = (handle.dtype.scalar for handle in handles)
         narrow = next((kind for kind in kinds if _is_narrow(kind)), None)
         if narrow is None or operation is np.where:  # which only chooses
             return original(builder, *arguments)

@@ -28,6 +28,7 @@ from engine.platform import (
 from engine_triton import linear, pointwise, sampling
 from engine_triton.architecture import Architecture
 from engine_triton.attention.backend import PagedAttention
+from engine_triton.attention.paged import PagedCache
 from engine_triton.capture import CapturedRunner
 from engine_triton.device import Device
 from engine_triton.memory import DeviceMemory
@@ -59,7 +60,7 @@ class TritonPlatform(Platform):
 
     kind: str  # of the device, as torch spells it
     collectives: str = "gloo"  # of `torch.distributed`'s backends
-    attention_backends: Sequence[type[AttentionBackend]] = (PagedAttention,)
+    attention_backends: Sequence[type[PagedCache]] = (PagedAttention,)  # the first that serves
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         super().__init__(config, rank)
@@ -103,9 +104,12 @@ class TritonPlatform(Platform):
         return self._memory
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
-        if why := PagedAttention.unsupported(spec):
-            raise UnsupportedError(f"paged attention of the {self.name} platform: {why}")
-        return PagedAttention(spec, self.device, self.architecture)
+        reasons = []
+        for backend in self.attention_backends:
+            if (why := backend.unsupported(spec)) is None:
+                return backend(spec, self.device, self.architecture)
+            reasons.append(f"{backend.__name__}: {why}")
+        raise UnsupportedError(f"attention of the {self.name} platform: {'; '.join(reasons)}")
 
     def communicator(self, ranks: tuple[int, ...]) -> Communicator:
         if len(ranks) > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.platform import StepInputs, StepLimits, StepMetadata
 from engine_triton.architecture import Architecture
-from engine_triton.capture import CapturedRunner, decode_sizes
+from engine_triton.capture import CapturedRunner, Program, decode_sizes
 from engine_triton.device import Device
 from engine_triton.staging import PAD_LENGTH, PAD_SLOT
 
@@ -160,9 +160,10 @@ def test_padding_is_stored_nowhere_and_sees_one_place_of_the_first_block(runner)
 def test_a_step_is_replayed_in_the_smallest_program_that_holds_it(runner, monkeypatch):
     played = []
     for size, program in runner._programs.items():
-        again = program.replay
+        recording = program.recording
+        again = recording.replay
         replay = lambda size=size, again=again: (played.append(size), again())  # noqa: E731
-        runner._programs[size] = type(program)(replay, program.result)
+        runner._programs[size] = Program(type(recording)(replay, recording.result), None)
     for count in range(1, 7):
         assert runner.run(model, decode_step(count)).shape == (count, 5)
     assert played == [1, 2, 4, 4, 6, 6]
@@ -220,7 +221,10 @@ def test_what_cannot_be_captured_is_told_counted_and_computed_all_the_same(host,
         runner.warm_up(model, prompt_step)
     assert set(runner.failures) == {4, 6}
     assert "no program for decode steps of 6 requests" in caplog.text
-    assert "captured 2 of 4 decode programs, up to 2 requests" in caplog.text
+    assert "decode programs: 2 of 4 captured in" in caplog.text
+    assert runner.report() in caplog.text
+    assert " for 1, 2 requests\n" in runner.report()
+    assert "no program for 4: operation not permitted when stream is capturing" in runner.report()
     for count in (2, 3, 5):
         inputs = decode_step(count, seed=count)
         assert torch.equal(runner.run(model, inputs), forward(inputs))
@@ -243,11 +247,11 @@ def test_ranks_use_only_programs_that_all_of_them_have(host):
 
     def agree(captured):
         told.append(captured)
-        return [had and size != 4 for had, size in zip(captured, (1, 2, 4, 6), strict=True)]
+        return [had and size != 4 for had, size in zip(captured, 2 * (1, 2, 4, 6), strict=True)]
 
     runner = CapturedRunner(host, LIMITS, Architecture.named("interpreter"), agree)
     runner.warm_up(model, prompt_step)
-    assert told == [[False, True, True, True]]
+    assert told == [[False] * 4 + [False, True, True, True]]  # none with logits
     assert list(runner._programs) == [2, 6]
     assert runner.failures[4] == "another rank could not capture it"
     inputs = decode_step(3)
@@ -274,7 +278,7 @@ def test_an_error_of_the_model_is_an_error_of_the_start(host):
 
 
 @pytest.mark.parametrize(
-    ("max_model_len", "max_tokens", "asked"), [(200, 64, [15, 16]), (5, 64, [5]), (1, 64, [1])]
+    ("max_model_len", "max_tokens", "asked"), [(200, 64, [15]), (5, 64, [5]), (1, 64, [1])]
 )
 def test_prompts_of_the_warm_up_need_no_more_than_one_block_of_the_cache(
     host, max_model_len, max_tokens, asked
@@ -312,6 +316,92 @@ def test_memory_for_programs_is_asked_for_before_the_cache_takes_it(host):
     inputs = 6 * (3 * 8 + 4 + 4 + 4 * 13)
     assert few == inputs + int((1 << 20) * 12 / 64) + 4 * (4 << 20)
     assert many - few == int((1 << 30) * 12 / 64) - int((1 << 20) * 12 / 64)
+
+
+def logits(hidden: Tensor) -> Tensor:
+    """[N, 7] of [N, 5]."""
+    return hidden @ torch.arange(35.0, dtype=hidden.dtype).view(5, 7)
+
+
+@pytest.fixture
+def whole(host, monkeypatch) -> CapturedRunner:
+    """Programs of up to 4 requests have logits; that of 6 has not: there is no room."""
+    monkeypatch.setattr("engine_triton.capture.LOGITS_BYTES", (1 + 2 + 4) * 7 * 4)
+    made = CapturedRunner(host, LIMITS, Architecture.named("interpreter"))
+    made.will_project(logits, 7)
+    made.warm_up(model, prompt_step)
+    return made
+
+
+def test_a_small_step_has_its_logits_when_it_was_replayed(whole):
+    called = []
+
+    def never(hidden):
+        called.append(len(hidden))
+        return logits(hidden)
+
+    for seed, count in enumerate((1, 2, 3, 4, 3)):
+        inputs = decode_step(count, seed)
+        found = whole.project_all(never, whole.run(model, inputs))
+        assert torch.equal(found, logits(forward(inputs)))
+    assert called == []
+    for count in (5, 6):
+        inputs = decode_step(count)
+        found = whole.project_all(never, whole.run(model, inputs))
+        assert torch.equal(found, logits(forward(inputs)))
+    assert called == [5, 6]
+    assert "with the output layer for 1, 2, 4" in whole.report()
+
+
+def test_logits_are_those_of_the_last_step_s_own_rows(whole):
+    """Not of a step before it, and not of rows that somebody made of its result."""
+    decode, prompts = decode_step(2), prompt_step(1, 2)
+    before = whole.run(model, decode)
+    assert torch.equal(whole.project_all(logits, before * 2), logits(forward(decode) * 2))
+    found = whole.project_all(lambda hidden: hidden, whole.run(prompt, prompts))
+    assert torch.equal(found, prompt(prompts))
+    assert whole.project_all(lambda hidden: None, before) is None
+
+
+def test_an_output_layer_that_cannot_be_captured_runs_beside_the_programs(host):
+    def waits(hidden):
+        return logits(hidden) * (1 + 0 * hidden.sum().item())
+
+    runner = CapturedRunner(host, LIMITS, Architecture.named("interpreter"))
+    runner.will_project(waits, 7)
+    runner.warm_up(model, prompt_step)
+    assert runner.failures == {}
+    assert runner.num_compiled == 4
+    inputs = decode_step(2)
+    assert torch.equal(runner.project_all(waits, runner.run(model, inputs)), waits(forward(inputs)))
+    assert "with the output layer for no" in runner.report()
+    assert "the output layer runs beside them: aten._local_scalar_dense" in runner.report()
+
+
+def test_ranks_have_the_same_collectives_in_a_step(host):
+    """A rank without the output layer in its program would wait for another one in vain."""
+    runner = CapturedRunner(
+        host,
+        LIMITS,
+        Architecture.named("interpreter"),
+        lambda captured: [False] * 4 + captured[4:],
+    )
+    runner.will_project(logits, 7)
+    runner.warm_up(model, prompt_step)
+    assert runner.num_compiled == 0
+    assert set(runner.failures.values()) == {"another rank could not capture it"}
+
+
+def test_room_for_logits_is_asked_for(host):
+    runner = CapturedRunner(host, LIMITS, Architecture.named("interpreter"))
+    before = runner.reserve(0)
+    runner.will_project(logits, 1000)
+    assert runner.reserve(0) - before == (1 + 2 + 4 + 6) * 1000 * 4
+
+
+def test_before_a_model_is_loaded_the_sizes_are_told(host):
+    runner = CapturedRunner(host, LIMITS, Architecture.named("interpreter"))
+    assert runner.report() == "decode programs for 1, 2, 4, 6 requests, when the model is loaded"
 
 
 def test_closing_drops_programs_and_buffers_and_may_be_done_twice(runner):

@@ -126,3 +126,37 @@ def test_it_cannot_be_switched_on_once_triton_compiles() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": ""}
     )
     assert "set TRITON_INTERPRET=1 before Python starts" in done.stderr
+
+
+@triton.jit
+def square(x_ptr, out_ptr):
+    x = tl.load(x_ptr)
+    tl.store(out_ptr, x * x)
+
+
+@triton.jit
+def shapes(out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    both = rows[:, None] * COLUMNS + columns[None, :]
+    turned = tl.trans(both)
+    tl.static_assert(both.shape[0] == ROWS)
+    tl.static_assert(turned.shape[0] == COLUMNS)
+    tl.static_assert(both.numel == ROWS * COLUMNS)
+    tl.static_assert(both.to(tl.float32).dtype == tl.float32)
+    tl.static_assert(both.dtype == tl.int32)
+    tl.store(out_ptr + turned, turned.to(tl.float32))
+
+
+def test_types_that_are_made_once_are_told_apart_by_shape_and_number():
+    for rows, columns in ((4, 8), (8, 4), (4, 4), (4, 8)):
+        out = torch.full((rows * columns,), -1.0)
+        shapes[(1,)](out, ROWS=rows, COLUMNS=columns)
+        assert out.tolist() == list(range(rows * columns))
+
+
+def test_after_a_launch_the_language_is_the_compiler_s_again():
+    before = {name: vars(tl.tensor)[name] for name in ("__add__", "to", "__mul__")}
+    where, arange = tl.where, tl.arange
+    square[(1,)](torch.ones(1), torch.ones(1))
+    assert (tl.where, tl.arange) == (where, arange)
+    assert {name: vars(tl.tensor)[name] for name in before} == before

@@ -44,8 +44,10 @@ def test_kernels_are_launched_again_with_their_arguments():
         buffers.fill(step, 2)
         return buffers.step(2).input_ids
 
+    before = buffers.step(2).input_ids.clone()
     made = record(work)
     assert made.tape.num_kernels == 1
+    assert torch.equal(buffers.step(2).input_ids, before)  # recorded, and not run
     numbers[0] = 9
     made.recording.replay()
     assert made.recording.result.tolist() == [9, 0]

@@ -7,5 +7,6 @@ blocks.py     whole blocks copied, within a cache or between two
 layout.py     what a cache looks like, in which number formats
 numbers.py    fp8 by bits, for kernels; saturation
 tiles.py      what the two kinds of attention share: a tile of keys, a step of softmax
+paged.py      `PagedCache`: the cache, how it is written and copied, whoever attends
 backend.py    `PagedAttention`, which platforms offer to the engine
 """
