@@ -16,7 +16,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="gaudi",
-            api=(1, 2),
+            api=(1, 3),
             probe=probe,
             create=create,
             priority=50,
@@ -39,7 +39,7 @@ def create(config: EngineConfig, rank: int) -> Platform:
 def environment(rank: int) -> Mapping[str, str]:
     """Eager mode and `torch.compile`, which the bridge chooses when torch is imported.
 
-    Which of a machine's devices a rank gets is not said here: the bridge takes the one that
-    LOCAL_RANK counts in HABANA_VISIBLE_MODULES, and the platform knows of `--device gaudi:2,3`.
+    Which of a machine's devices a rank gets is not said here: the bridge's collectives take that
+    one of HABANA_VISIBLE_MODULES that LOCAL_RANK counts, and `--device gaudi:2,3` the platform's.
     """
     return {"PT_HPU_LAZY_MODE": "0"}

@@ -20,6 +20,8 @@ from engine_gaudi.flat import UNSEEN, flat_attention
 from engine_gaudi.kernels import Kernels
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KV_FP8 = "fp8_e4m3"
+KV_DTYPES = {**DTYPES, KV_FP8: kernels.FP8}
 
 #: Keys and values of one layer, each [blocks * S, K, D].
 Cache: TypeAlias = tuple[Tensor, Tensor]
@@ -45,17 +47,26 @@ Plan: TypeAlias = DecodePlan | PromptPlan
 
 
 class FlatPagedAttention(AttentionBackend):
-    """`fused` are the kernels for prompts; a soft cap or an unusual head size is torch's."""
+    """A cache in fp8 has no scales: it holds what keys and values are, up to the largest number.
 
-    def __init__(self, spec: AttentionSpec, device: str, fused: Kernels) -> None:
+    Args:
+        fused: the kernels for prompts; a soft cap or an unusual head size is torch's.
+        largest: of the device's e4m3, for a cache in fp8.
+    """
+
+    def __init__(
+        self, spec: AttentionSpec, device: str, fused: Kernels, largest: float | None = None
+    ) -> None:
         super().__init__(spec, device)
+        assert largest or spec.kv_dtype != KV_FP8, "a cache in fp8 needs its largest number"
         self._fused = fused
+        self._largest = largest
 
     @classmethod
     def unsupported(cls, spec: AttentionSpec) -> str | None:
-        for dtype in (spec.dtype, spec.kv_dtype):
-            if dtype not in DTYPES:
-                return f"{dtype} is none of {', '.join(DTYPES)}"
+        for dtype, known in ((spec.dtype, DTYPES), (spec.kv_dtype, KV_DTYPES)):
+            if dtype not in known:
+                return f"{dtype} is none of {', '.join(known)}"
         if spec.num_heads % spec.num_kv_heads:
             return f"{spec.num_heads} heads do not share {spec.num_kv_heads} key/value heads evenly"
         return None
@@ -63,12 +74,12 @@ class FlatPagedAttention(AttentionBackend):
     def kv_layout(self) -> KVLayout:
         spec = self.spec
         shape = (2, spec.block_size, spec.num_kv_heads, spec.head_dim)
-        return KVLayout(shape, spec.kv_dtype, math.prod(shape) * DTYPES[spec.kv_dtype].itemsize)
+        return KVLayout(shape, spec.kv_dtype, math.prod(shape) * KV_DTYPES[spec.kv_dtype].itemsize)
 
     def allocate(self, num_blocks: int) -> Cache:
         spec = self.spec
         shape = (num_blocks * spec.block_size, spec.num_kv_heads, spec.head_dim)
-        dtype = DTYPES[spec.kv_dtype]
+        dtype = KV_DTYPES[spec.kv_dtype]
         return (
             torch.zeros(shape, dtype=dtype, device=self.device),
             torch.zeros(shape, dtype=dtype, device=self.device),
@@ -83,7 +94,7 @@ class FlatPagedAttention(AttentionBackend):
         self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cache: Cache, plan: Plan
     ) -> tuple[Tensor, Cache]:
         for kept, new in zip(cache, (k_TKD, v_TKD), strict=True):
-            kept.index_copy_(0, plan.slots_T, new.to(kept.dtype))
+            _store(kept, plan.slots_T, self._as_kept(new))
         k_MSKD, v_MSKD = (self._blocks(kept, plan.blocks_M, q_THD.dtype) for kept in cache)
         if isinstance(plan, DecodePlan):
             out_THD = flat_attention(
@@ -104,13 +115,19 @@ class FlatPagedAttention(AttentionBackend):
         blocks_2P = torch.tensor(pairs, dtype=torch.int64).t()
         slots_2X = (blocks_2P[..., None] * size + torch.arange(size)).flatten(1).to(self.device)
         for kept in cache:
-            kept.index_copy_(0, slots_2X[1], kept.index_select(0, slots_2X[0]))
+            _store(kept, slots_2X[1], kept.index_select(0, slots_2X[0]))
         return cache
+
+    def _as_kept(self, new_TKD: Tensor) -> Tensor:
+        if self._largest is None:
+            return new_TKD.to(KV_DTYPES[self.spec.kv_dtype])
+        return self._fused.to_fp8(new_TKD, self._largest)
 
     def _blocks(self, kept: Tensor, blocks_M: Tensor, dtype: torch.dtype) -> Tensor:
         """[M, S, K, D]."""
         in_blocks = kept.view(-1, self.spec.block_size, *kept.shape[1:])
-        return in_blocks.index_select(0, blocks_M).to(dtype)
+        found = in_blocks.index_select(0, blocks_M)
+        return found.to(dtype) if self._largest is None else self._fused.from_fp8(found, dtype)
 
     def _plan_decode(self, step: StepMetadata) -> DecodePlan:
         """The list has every entry of the block tables, used or not: it is a program's shape."""
@@ -171,3 +188,9 @@ class FlatPagedAttention(AttentionBackend):
         if spec.soft_cap is not None or spec.head_dim not in kernels.FUSED_HEAD_DIMS:
             return kernels.torch_attention(q, k, v, mask, spec.scale, spec.soft_cap)
         return self._fused.attention(q, k, v, mask, spec.scale)
+
+
+def _store(kept: Tensor, slots_X: Tensor, rows_XKD: Tensor) -> None:
+    if kept.dtype == kernels.FP8 and kept.device.type == "cpu":  # where torch copies no fp8
+        kept, rows_XKD = kept.view(torch.uint8), rows_XKD.view(torch.uint8)
+    kept.index_copy_(0, slots_X, rows_XKD)

@@ -89,6 +89,12 @@ def load() -> None:
     importlib.import_module(f"{PACKAGE}.torch.core")
 
 
+def load_collectives() -> None:
+    """Import what tells torch of `hccl`. Unless HLS_MODULE_ID is set, that sets it, by LOCAL_RANK
+    and HABANA_VISIBLE_MODULES: before the device is opened, or it opens any."""
+    importlib.import_module(f"{PACKAGE}.torch.distributed.hccl")
+
+
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)

@@ -4,7 +4,8 @@ They are chosen once, when the platform is made. What is here was written after 
 documentation and sources; it was not run on hardware.
 
 Shape legend: N requests, Q query rows of each, L keys of each, H query heads, K key/value heads,
-D head dim, T tokens, W width, R rotated part of D, E experts, A experts a token, F width of one.
+D head dim, T tokens, W width, R rotated part of D, E experts, A experts a token, F width of one,
+I input features, O output features.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from engine_gaudi import bridge
 
 #: Head sizes that the fused attention is used for; others are left to torch.
 FUSED_HEAD_DIMS = (64, 128, 256)
+#: The bridge's name for e4m3 on every generation, whatever its range.
+FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,14 @@ class Kernels:
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
     #: (x[T, W], share[T, A], ids[T, A], gate_up of E [2F, W], down of E [W, F]) -> like x
     experts: Callable[[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]], Tensor]
+    #: (x, the format's largest number) -> like x, in fp8: what is larger becomes that number, and
+    #: what is NaN stays NaN
+    to_fp8: Callable[[Tensor, float], Tensor]
+    #: (fp8 of any shape, dtype) -> that dtype
+    from_fp8: Callable[[Tensor, torch.dtype], Tensor]
+    #: (x[T, I] fp8, its scales[T, 1] float32, weight[O, I] fp8, its scales[O] float32,
+    #: bias[O] or None, dtype) -> [T, O] in that dtype
+    fp8_product: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
     without: str | None = None
 
 
@@ -41,13 +52,25 @@ def choose() -> Kernels:
     """The bridge's where it is installed; its modules are imported now, not in a step."""
     if bridge.find() is None:
         why = f"Intel's bridge ({bridge.PACKAGE}) is not installed"
-        return Kernels(torch_attention, torch_rms_norm, torch_rotary, torch_experts, why)
+        return Kernels(
+            torch_attention,
+            torch_rms_norm,
+            torch_rotary,
+            torch_experts,
+            torch_to_fp8,
+            torch_from_fp8,
+            torch_fp8_product,
+            why,
+        )
     hpex = f"{bridge.PACKAGE}.torch.hpex"
     return Kernels(
         fused_attention(import_module(f"{hpex}.kernels").FusedSDPA),
         fused_rms_norm(import_module(f"{hpex}.normalization").FusedRMSNorm),
         fused_rotary(import_module(f"{hpex}.kernels").apply_rotary_pos_emb),
         fused_experts,
+        fused_to_fp8,
+        fused_from_fp8,
+        fused_fp8_product,
     )
 
 
@@ -99,6 +122,41 @@ def fused_experts(
     return out
 
 
+def fused_to_fp8(x: Tensor, largest: float) -> Tensor:
+    bounded = x.clamp(-largest, largest)  # what the kernel would do beyond is not documented
+    stochastic, is_amax = False, False
+    out: Tensor = torch.ops.hpu.cast_to_fp8_v2(bounded, None, stochastic, is_amax, FP8)[0]
+    return out
+
+
+def fused_from_fp8(x: Tensor, dtype: torch.dtype) -> Tensor:
+    out: Tensor = torch.ops.hpu.cast_from_fp8(x, None, dtype)
+    return out
+
+
+def fused_fp8_product(
+    x: Tensor,
+    x_scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    out: Tensor = torch.ops.hpu.fp8_gemm_v2(
+        A=x,
+        trans_A=False,
+        B=weight,
+        trans_B=True,
+        D=None,
+        out_dtype=dtype,
+        A_scale_inv=x_scales,
+        B_scale_inv=weight_scales,
+        bias=bias,
+        accumulate=False,
+    )
+    return out
+
+
 # torch's
 
 
@@ -140,3 +198,23 @@ def torch_experts(
         gate, inner = functional.linear(x_TW, up).chunk(2, dim=-1)
         result += functional.linear(functional.silu(gate) * inner, back).float() * share_T1
     return result.to(x_TW.dtype)
+
+
+def torch_to_fp8(x: Tensor, largest: float) -> Tensor:
+    return x.clamp(-largest, largest).to(FP8)
+
+
+def torch_from_fp8(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype)
+
+
+def torch_fp8_product(
+    x_TI: Tensor,
+    x_scales_T1: Tensor,
+    weight_OI: Tensor,
+    weight_scales_O: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    y_TO = (x_TI.float() @ weight_OI.float().T) * x_scales_T1 * weight_scales_O
+    return (y_TO if bias is None else y_TO + bias.float()).to(dtype)

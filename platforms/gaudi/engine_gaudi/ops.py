@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.platform import OpTable
+from engine_gaudi import fp8
 from engine_gaudi.kernels import Kernels
 
 SOURCE = "gaudi"
@@ -17,8 +18,12 @@ PRIORITY = 10
 DTYPES = ("bfloat16", "float32")
 
 
-def register(table: OpTable, kernels: Kernels) -> None:
-    """Add them to a table that the core has filled."""
+def register(table: OpTable, kernels: Kernels, generation: Callable[[], str]) -> None:
+    """Add them to a table that the core has filled.
+
+    Args:
+        generation: the device's, as the bridge names it; asked where weights in fp8 are wanted.
+    """
 
     def refuses(*, dtype: str, **_: object) -> str | None:
         if kernels.without is not None:
@@ -36,6 +41,7 @@ def register(table: OpTable, kernels: Kernels) -> None:
     name = fused.mixture_of_experts.__name__
     add = table.register(name, source=SOURCE, priority=PRIORITY, unless=refuses_quantized)
     add(fused.mixture_of_experts)
+    fp8.register(table, kernels, generation, source=SOURCE, priority=PRIORITY)
 
 
 class _Fused:

@@ -1,10 +1,12 @@
 """The parts of the Gaudi platform."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.compiled import CompiledPlatform
 from engine.config import DeviceChoice, EngineConfig
@@ -20,8 +22,8 @@ from engine.platform import (
     StepLimits,
 )
 from engine.platform.shapes import doubled
-from engine_gaudi import bridge, kernels, ops
-from engine_gaudi.attention import FlatPagedAttention
+from engine_gaudi import bridge, fp8, kernels, ops
+from engine_gaudi.attention import KV_FP8, FlatPagedAttention
 from engine_gaudi.memory import HpuMemory
 
 #: Where compiled programs ("recipes") are kept: folder, emptied at start?, MiB, on a network disk?
@@ -61,7 +63,8 @@ class GaudiPlatform(CompiledPlatform):
     attention_backends = (FlatPagedAttention,)
     capabilities = Capabilities(
         dtypes=("bfloat16", "float32"),
-        kv_dtypes=("bfloat16", "float32"),
+        kv_dtypes=("bfloat16", "float32", "fp8_e4m3"),
+        quantization=frozenset({fp8.QUANTIZATION}),
         block_sizes=(128,),
         world_size=8,
         chunked_prefill=True,
@@ -75,6 +78,8 @@ class GaudiPlatform(CompiledPlatform):
         super().__init__(config, rank)
         if indices := DeviceChoice.parse(config.device).indices:
             os.environ[MODULE] = module(indices[rank])
+        if config.tensor_parallel > 1 and bridge.find() is not None:
+            bridge.load_collectives()
         self._kernels = kernels.choose()
 
     @property
@@ -84,6 +89,11 @@ class GaudiPlatform(CompiledPlatform):
     @property
     def compiler(self) -> str:
         return f"{self.dynamo_backend} {bridge.release()} torch {torch.__version__}"
+
+    @property
+    def generation(self) -> str:
+        """As the bridge names it: "GAUDI2". Opens the device."""
+        return str(torch.get_device_module(self.torch_device).get_device_name())
 
     def make_buckets(self, limits: StepLimits) -> ShapeBuckets:
         most_tokens = min(limits.max_tokens, limits.max_blocks * limits.block_size)
@@ -104,12 +114,28 @@ class GaudiPlatform(CompiledPlatform):
         return HpuMemory(torch.get_device_module(self.torch_device))
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
-        if why := FlatPagedAttention.unsupported(spec):
+        in_fp8 = spec.kv_dtype == KV_FP8
+        why = FlatPagedAttention.unsupported(spec) or (
+            fp8.lacking(self.generation) if in_fp8 else None
+        )
+        if why:
             raise UnsupportedError(f"paged attention of the Gaudi platform: {why}")
-        return FlatPagedAttention(spec, self.device, self._kernels)
+        largest = fp8.LARGEST[self.generation] if in_fp8 else None
+        return FlatPagedAttention(spec, self.device, self._kernels, largest)
 
     def ops(self, table: OpTable) -> None:
-        ops.register(table, self._kernels)
+        ops.register(table, self._kernels, lambda: self.generation)
+
+    def to_host(self, x: Tensor) -> Callable[[], Tensor]:
+        copied = x.to("cpu", non_blocking=True)
+        done = torch.get_device_module(self.torch_device).Event()
+        done.record()
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return copied
+
+        return wait
 
     def synchronize(self) -> None:
         torch.get_device_module(self.torch_device).synchronize()

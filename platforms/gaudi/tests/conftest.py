@@ -10,6 +10,8 @@ import gaudi_on_cpu
 import pytest
 import torch
 
+from engine_gaudi import kernels
+
 HPEX = '''
 """Signatures and formulas as Intel documents them."""
 import torch
@@ -86,8 +88,12 @@ def vendor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (bridge / "core").mkdir(parents=True)
     (bridge / "hpex" / "kernels").mkdir(parents=True)
     (bridge / "hpex" / "normalization").mkdir()
-    for folder in (bridge, bridge / "core", bridge / "hpex"):
+    (bridge / "distributed" / "hccl").mkdir(parents=True)
+    for folder in (bridge, bridge / "core", bridge / "hpex", bridge / "distributed"):
         (folder / "__init__.py").write_text("")
+    (bridge / "distributed" / "hccl" / "__init__.py").write_text(
+        "import os\nmodule = os.environ.get('HLS_MODULE_ID')"
+    )
     (bridge / "hpex" / "kernels" / "__init__.py").write_text(HPEX)
     (bridge / "hpex" / "normalization" / "__init__.py").write_text(
         "from habana_frameworks.torch.hpex.kernels import FusedRMSNorm"
@@ -103,3 +109,73 @@ def vendor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield bridge
     for name in [name for name in sys.modules if name.split(".")[0] == "habana_frameworks"]:
         del sys.modules[name]
+
+
+#: As the bridge declares them.
+OPERATIONS = """
+mixture_of_experts(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights,
+ Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation, int experts_min,
+ int experts_max) -> Tensor
+cast_to_fp8_v2(Tensor input, Tensor? scale=None, bool stochastic_rounding=False,
+ bool is_amax=False, ScalarType? dtype=None, int[]? scale_shape=None) -> (Tensor, Tensor)
+cast_from_fp8(Tensor input, Tensor? scale, ScalarType out_dtype, int[]? scale_shape=None) -> Tensor
+fp8_gemm_v2(Tensor A, bool trans_A, Tensor B, bool trans_B, Tensor? D, ScalarType out_dtype,
+ Tensor? A_scale_inv=None, Tensor? B_scale_inv=None, Tensor? bias=None, bool accumulate=False,
+ int[]? B_scale_shape=None) -> Tensor
+"""
+
+
+@pytest.fixture
+def operations() -> Iterator[list[str]]:
+    """The bridge's operations, on the CPU; the names of those that were called."""
+    library = torch.library.Library("hpu", "FRAGMENT")
+    calls: list[str] = []
+    for declared in OPERATIONS.replace("\n ", " ").strip().splitlines():
+        name = declared.partition("(")[0]
+        library.define(declared)
+        library.impl(name, _noting(calls, name), "CPU")
+    yield calls
+    library._destroy()
+
+
+def _noting(calls, name):
+    def call(*given, **named):
+        calls.append(name)
+        return globals()[f"_{name}"](*given, **named)
+
+    return call
+
+
+def _mixture_of_experts(x, table, weights, w12, w3, permuted, activation, first, last):
+    assert (permuted, activation, first, last) == (True, "silu", 0, len(w12) - 1)
+    assert weights.dtype == x.dtype
+    return kernels.torch_experts(x, weights, table, w12, w3)
+
+
+def _cast_to_fp8_v2(x, scale, stochastic, is_amax, dtype, shape=None):
+    assert (scale, stochastic, is_amax, dtype) == (None, False, False, torch.float8_e4m3fn)
+    assert x.dtype in (torch.bfloat16, torch.float32), "it takes no other dtypes"
+    return x.to(dtype), torch.empty(0)
+
+
+def _cast_from_fp8(x, scale, out_dtype, shape=None):
+    assert scale is None
+    return _second_generation(x).to(out_dtype)
+
+
+def _fp8_gemm_v2(
+    a, trans_a, b, trans_b, d, dtype, a_scale, b_scale, bias=None, accumulate=False, shape=None
+):
+    assert (trans_a, trans_b, d, accumulate) == (False, True, None, False)
+    assert dtype in (torch.bfloat16, torch.float32), "it gives no other dtypes"
+    assert a_scale.shape == (len(a), 1), "a scale a row, as a column"
+    assert b_scale.shape == (len(b),), "a scale a column, as a row"
+    assert (a_scale.dtype, b_scale.dtype) == (torch.float32, torch.float32)
+    product = _second_generation(a) @ _second_generation(b).T * a_scale * b_scale
+    return (product if bias is None else product + bias.float()).to(dtype)
+
+
+def _second_generation(x):
+    """As its numbers are read: nothing beyond 240 is one."""
+    x = x.float()
+    return torch.where(x.abs() > 240, float("nan"), x)

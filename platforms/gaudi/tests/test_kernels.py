@@ -15,6 +15,7 @@ from engine_gaudi.kernels import FUSED_HEAD_DIMS
 FACTS = {"dtype": "bfloat16", "device": "hpu:0", "width": 64}
 
 
+@pytest.mark.usefixtures("operations")
 class TestWithTheBridgesKernels(PlatformTests):
     """The bridge is a stand-in: what is checked is how its kernels are asked."""
 
@@ -25,35 +26,11 @@ class TestWithTheBridgesKernels(PlatformTests):
         [spec] = gaudi_on_cpu.engine_platforms()
         return spec
 
-    @pytest.fixture(autouse=True)
-    def mixture(self, experts):
-        return experts
-
-
-@pytest.fixture
-def experts():
-    """The bridge's operation for experts, on the CPU."""
-    library = torch.library.Library("hpu", "FRAGMENT")
-    library.define(
-        "mixture_of_experts(Tensor hidden_states, Tensor expert_routing_table,"
-        " Tensor router_weights, Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation,"
-        " int experts_min, int experts_max) -> Tensor"
-    )
-
-    def compute(x, table, weights, w12, w3, permuted, activation, first, last):
-        assert (permuted, activation, first, last) == (True, "silu", 0, len(w12) - 1)
-        assert weights.dtype == x.dtype
-        return kernels.torch_experts(x, weights, table, w12, w3)
-
-    library.impl("mixture_of_experts", compute, "CPU")
-    yield
-    library._destroy()
-
 
 def table_of(chosen):
     table = OpTable()
     core.fill(table)
-    ops.register(table, chosen)
+    ops.register(table, chosen, lambda: "GAUDI2")
     return table
 
 
@@ -122,3 +99,22 @@ def test_fused_attention_serves_prompts_of_the_usual_head_sizes(vendor, head_dim
     assert torch.equal(out, torch.ones_like(q))
     calls = importlib.import_module("habana_frameworks.torch.hpex.kernels").calls
     assert calls == (["FusedSDPA"] if head_dim in FUSED_HEAD_DIMS else [])
+
+
+def test_products_in_fp8_are_the_bridge_s_and_within_the_range_of_its_device(vendor, operations):
+    random = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(24, 64, generator=random), torch.randn(24, generator=random)
+    x = torch.randn(3, 2, 64, generator=random)
+    facts = {"dtype": "float32", "device": "cpu", "quantization": "fp8"}
+    make = table_of(kernels.choose()).choose("linear", **facts)
+    found = make(weight, bias)(x)
+    assert operations == ["cast_to_fp8_v2", "cast_to_fp8_v2", "fp8_gemm_v2"]
+    exact = x.double() @ weight.double().T + bias.double()
+    assert (found.double() - exact).square().mean().sqrt() < 0.06 * exact.square().mean().sqrt()
+
+
+def test_numbers_that_only_the_third_generation_has_are_no_numbers_on_the_second(operations):
+    beyond = kernels.fused_to_fp8(torch.full((1, 4), 500.0), 448)
+    kept = kernels.fused_to_fp8(torch.full((1, 4), 500.0), 240)
+    assert kernels.fused_from_fp8(beyond, torch.float32).isnan().all()
+    assert kernels.fused_from_fp8(kept, torch.float32).tolist() == [[240] * 4]
