@@ -1,66 +1,43 @@
-"""The Neuron platform's own code with other names: the CPU's in place of the device's, and a
-compiler that keeps the graphs it is given and runs them. Kernels are their torch references."""
+"""The Neuron platform's own code, with the CPU's names in place of the device's.
 
-from dataclasses import replace
+What else is replaced is in host_neuron.py, which brings torch.
+"""
 
-import torch
+from collections.abc import Sequence
 
-import engine_neuron
-from engine.platform import Availability, PlatformSpec, hookimpl
-from engine_neuron.platform import NeuronPlatform
-
-GIB = 2**30
-[REAL] = engine_neuron.engine_platforms()
-
-
-class HostCalls:
-    """A core of 16 GiB, of which nothing is held."""
-
-    def __init__(self) -> None:
-        self.reserved = 0
-        self.synchronized = 0
-
-    def synchronize(self) -> None:
-        self.synchronized += 1
-
-    def total_memory(self) -> int:
-        return 16 * GIB
-
-    def memory_reserved(self) -> int:
-        return self.reserved
-
-    def max_memory_reserved(self) -> int:
-        return self.reserved
-
-    def empty_cache(self) -> None:
-        """The host has none."""
-
-
-class HostNeuron(NeuronPlatform):
-    torch_device = "cpu"
-    distributed_backend = "gloo"
-
-    def __init__(self, config, rank=0):
-        super().__init__(config, rank)
-        self.graphs_made: list[torch.fx.GraphModule] = []
-
-    def _open(self, indices):
-        self._calls = HostCalls()
-
-    def dynamo_backend(self, graph, examples):
-        self.graphs_made.append(graph)
-        return graph.forward
-
-
-def probe() -> Availability:
-    return Availability(2, "a stand-in for Neuron cores, on CPU tensors")
+from engine.config import EngineConfig
+from engine.platform import Availability, Platform, PlatformSpec, hookimpl
+from engine_neuron import environment
 
 
 @hookimpl
-def engine_platforms() -> list[PlatformSpec]:
-    return [replace(REAL, name="neuron_on_cpu", probe=probe, create=HostNeuron)]
+def engine_platforms() -> Sequence[PlatformSpec]:
+    """The second is the first, but that Dynamo traces its programs."""
+    return [
+        PlatformSpec(
+            name="neuron_on_cpu", api=(1, 2), probe=probe, create=create, environment=environment
+        ),
+        PlatformSpec(
+            name="neuron_traced", api=(1, 2), probe=probe, create=trace, environment=environment
+        ),
+    ]
 
 
 def host_spec() -> PlatformSpec:
-    [spec] = engine_platforms()
-    return spec
+    return engine_platforms()[0]
+
+
+def probe() -> Availability:
+    return Availability(2, "Neuron's code on CPU tensors")
+
+
+def create(config: EngineConfig, rank: int) -> Platform:
+    from host_neuron import HostNeuron
+
+    return HostNeuron(config, rank)
+
+
+def trace(config: EngineConfig, rank: int) -> Platform:
+    from host_neuron import TracedNeuron
+
+    return TracedNeuron(config, rank)

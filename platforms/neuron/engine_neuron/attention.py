@@ -215,8 +215,8 @@ class NkiAttention(TorchAttention):
         return None
 
     def _stored(self, x_TKD: Tensor) -> Tensor:
-        """The kernels multiply what they do not see by 0: no NaN may ever come into the cache."""
-        return torch.where(x_TKD.isnan(), 0, x_TKD)
+        """The kernels multiply what they do not see by 0: a cache must hold finite numbers only."""
+        return torch.where(x_TKD.isfinite(), x_TKD, 0)
 
     def _decode(
         self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cache: Cache, plan: Plan

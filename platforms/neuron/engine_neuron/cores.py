@@ -7,29 +7,28 @@ from engine.errors import ConfigError
 VARIABLE = "NEURON_RT_VISIBLE_CORES"
 
 
-def choose(rank: int, indices: Sequence[int], visible: str) -> int:
-    """The rank's core.
+def choose(rank: int, size: int, indices: Sequence[int], visible: str) -> int:
+    """The core of one of `size` ranks.
 
     Args:
         indices: of `--device neuron:4,5`; none: what is visible decides.
         visible: the runtime's variable: "7", "4-7", "0,2"; empty: all are.
 
     Raises:
-        ConfigError: there is none for this rank.
+        ConfigError: there is not one for each rank.
     """
     if indices:
-        return _nth(indices, rank, f"--device names {len(indices)}")
-    if not visible:
-        return rank
+        return _nth(indices, rank, size, f"--device names {len(indices)}")
+    if visible in ("", str(rank)):
+        return rank  # its own, as `environment` set it
     cores = _expanded(visible)
-    if len(cores) == 1:
-        return cores[0]  # the rank's own: see `environment`
-    return _nth(cores, rank, f"{VARIABLE}={visible} has {len(cores)}")
+    return _nth(cores, rank, size, f"{VARIABLE}={visible} has {len(cores)}")
 
 
-def _nth(cores: Sequence[int], rank: int, why: str) -> int:
-    if rank >= len(cores):
-        raise ConfigError(f"rank {rank} has no core: {why}; name one for each rank, or none")
+def _nth(cores: Sequence[int], rank: int, size: int, why: str) -> int:
+    if len(cores) < size:
+        ranks = "1 rank needs a core" if size == 1 else f"{size} ranks need a core each"
+        raise ConfigError(f"{ranks}: {why}; name one for each rank, or none")
     return cores[rank]
 
 

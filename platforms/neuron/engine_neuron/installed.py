@@ -20,6 +20,8 @@ PLACEHOLDER = "WRONG PACKAGE"
 PACKAGES = ("torch-neuronx", "neuronx-cc", "nki", "libneuronxla")
 PYTHON = (3, 12)
 TORCH = (2, 13)  # the first that TorchNeuron's native device goes with
+#: So many of a chip's cores the runtime offers as one.
+TOGETHER = "NEURON_LOGICAL_NC_CONFIG"
 
 
 def probe(root: Path = Path("/")) -> Availability:
@@ -64,9 +66,12 @@ def _devices(root: Path) -> Availability:
         )
     folder = root / "sys/devices/virtual/neuron_device"
     cores = sum(max(1, len(list((folder / chip.name).glob("neuron_core*")))) for chip in chips)
-    # The runtime offers some of a chip's cores together as one.
-    together = int(os.environ.get("NEURON_LOGICAL_NC_CONFIG") or 2)
-    count = max(1, cores // together)
+    together = os.environ.get(TOGETHER) or "2"
+    if together not in ("1", "2"):
+        return Availability(
+            0, f"{TOGETHER}={together} is neither 1 nor 2 cores; set it, or unset it"
+        )
+    count = max(1, cores // int(together))
     chip_word = "chip" if len(chips) == 1 else "chips"
     return Availability(
         count, f"{len(chips)} {chip_word}, {count} logical cores; torch-neuronx {own}"

@@ -97,7 +97,8 @@ class NeuronPlatform(CompiledPlatform):
         if why := installed.missing():
             raise UnsupportedError(why)
         visible = os.environ.get(cores.VARIABLE, "")
-        os.environ[cores.VARIABLE] = str(cores.choose(self.rank, indices, visible))
+        size = self.config.tensor_parallel
+        os.environ[cores.VARIABLE] = str(cores.choose(self.rank, size, indices, visible))
         self._calls = DeviceCalls()
 
     @property

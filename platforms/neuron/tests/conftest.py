@@ -1,5 +1,6 @@
 """On the host, the platform is that of tests/support/neuron_on_cpu.py."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 
 from engine.testing.checks import tiny_model
 from engine_neuron import installed
+
+#: pytest listens to loggers that do not propagate; where somebody listens to this one, torch writes
+#: down whatever Dynamo does.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,23 @@
 """The Neuron platform keeps the platform contract, with the host in place of the device.
 
-The levels that need no engine: an engine compiles its programs for half a minute, so
-test_programs.py starts few.
+Left out is what needs a process for each case: of ranks, test_communicator.py has a part; that an
+engine's process may end is no matter of the platform.
 """
 
 import pytest
 from neuron_on_cpu import host_spec
 
+from engine.testing.checks import LEVELS, cases
 from engine.testing.conformance import PlatformTests
 
 
 class TestOnTheHost(PlatformTests):
     """With attention in torch's operations."""
 
-    levels = ("memory", "attention")
+    def pytest_generate_tests(self, metafunc):
+        chosen = [case for level in LEVELS for case in cases(level) if level != "ranks"]
+        chosen = [case for case in chosen if not case.id.startswith("faults/process/")]
+        metafunc.parametrize("case", chosen, ids=[case.id for case in chosen])
 
     @pytest.fixture
     def platform(self):
@@ -24,7 +28,7 @@ class TestOnTheHost(PlatformTests):
 class TestWithTheKernelsReferences(PlatformTests):
     """With attention laid out for the vendor's kernels, where these serve."""
 
-    levels = ("attention",)
+    levels = ("attention", "runner")
 
     @pytest.fixture
     def platform(self):

@@ -87,6 +87,14 @@ def test_cores_are_counted_as_the_runtime_offers_them(machine, monkeypatch, conf
     assert f"2 chips, {cores} logical cores" in found.detail
 
 
+@pytest.mark.parametrize("config", ["0", "two"])
+def test_cores_put_together_in_a_way_that_there_is_not_are_told(machine, monkeypatch, config):
+    monkeypatch.setenv("NEURON_LOGICAL_NC_CONFIG", config)
+    found = probe(machine(GOOD, (8,)))
+    assert not found
+    assert f"NEURON_LOGICAL_NC_CONFIG={config} is neither 1 nor 2 cores" in found.detail
+
+
 def test_a_chip_whose_cores_nobody_tells_is_one(machine):
     assert probe(machine(GOOD, (0,))).devices == 1
 

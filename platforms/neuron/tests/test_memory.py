@@ -4,14 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from neuron_on_cpu import GIB, HostCalls, HostNeuron, host_spec
+from host_neuron import GIB, HostCalls, HostNeuron, TracedNeuron
+from neuron_on_cpu import host_spec
 
 from engine.assemble import assemble
 from engine.testing.checks.driving import ask, run
 from engine.testing.checks.subject import OnlyThis
 from engine_neuron.memory import NeuronMemory
 
-SMALL = {"device": "neuron", "max_requests": 8, "max_model_len": 1024, "dtype": "float32"}
+SMALL = {
+    "device": "neuron_on_cpu",
+    "max_requests": 2,
+    "max_batch_tokens": 128,
+    "max_model_len": 256,
+    "dtype": "float32",
+}
 
 
 def test_what_the_allocator_holds_is_used_and_the_rest_is_free():
@@ -22,15 +29,24 @@ def test_what_the_allocator_holds_is_used_and_the_rest_is_free():
     assert calls.synchronized == 1, "the allocator is asynchronous"
 
 
-class Tight(HostNeuron):
-    """Programs fit beside a cache of so many blocks, and beside no larger one."""
+class Roomy(HostNeuron):
+    """Programs fit beside any cache."""
 
-    most = 100
-    total = 32 * 2**20
+    total = 6 * 2**20
 
     def _open(self, indices):
         super()._open(indices)
         self._calls.total_memory = lambda: self.total
+
+
+class Tight(TracedNeuron):
+    """Programs fit beside a cache of so many blocks, and beside no larger one: so its compiler."""
+
+    most = 12
+
+    def _open(self, indices):
+        super()._open(indices)
+        self._calls.total_memory = lambda: 32 * 2**20
 
     def dynamo_backend(self, graph, examples):
         run = super().dynamo_backend(graph, examples)
@@ -46,11 +62,7 @@ def start(model, platform, **settings):
 
 
 def test_the_cache_takes_its_share_of_the_memory_and_no_more(model):
-    class Roomy(Tight):
-        most = 10**6
-        total = 12 * 2**20
-
-    engine = start(model, Roomy)
+    engine = start(model, Roomy, max_requests=4, max_model_len=1024)
     ledger = engine.loop.runner.ledger
     budget = int(Roomy.total * engine.platform.config.memory_fraction * 0.30)
     assert ledger.limited_by == "the device's share for a cache"
@@ -71,4 +83,4 @@ def test_a_cache_beside_which_programs_do_not_fit_shrinks(model):
 
 def test_a_number_of_blocks_that_the_user_gave_does_not_shrink(model):
     with pytest.raises(torch.OutOfMemoryError, match="needs more than there is"):
-        start(model, Tight, num_blocks=110)
+        start(model, Tight, num_blocks=13)

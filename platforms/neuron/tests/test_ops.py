@@ -1,7 +1,7 @@
 """A mixture of experts as one program."""
 
 import torch
-from neuron_on_cpu import HostNeuron
+from host_neuron import HostNeuron, TracedNeuron
 
 from engine.config import EngineConfig
 from engine.ops import fill
@@ -27,7 +27,7 @@ def test_it_is_the_cores_mixture():
 
 def test_it_is_one_graph_whoever_chooses_whom():
     weights, (x, share, ids) = arguments()
-    platform = HostNeuron(EngineConfig(device="neuron"))
+    platform = TracedNeuron(EngineConfig(device="neuron"))
     apply = mixture_of_experts(*weights)
     program = platform.maker.make(lambda x, share, ids: apply(x, share, ids))
     for chosen in (ids, ids.flip(0), torch.zeros_like(ids)):

@@ -5,22 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from neuron_on_cpu import HostNeuron, host_spec
+from host_neuron import HostNeuron, TracedNeuron
+from neuron_on_cpu import host_spec
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from engine import LLM, SamplingParams
 from engine.assemble import assemble
-from engine.platform import Shape, StepInputs, StepLimits, StepMetadata
+from engine.platform import Shape, StepLimits
 from engine.testing.checks.driving import ask, run
 from engine.testing.checks.subject import OnlyThis
+from engine_neuron import installed
 from engine_neuron.attention import PAD, NkiAttention, TorchAttention
 from engine_neuron.blocks import SIZES
 from engine_neuron.platform import CACHE_VARIABLES, Buckets
 
 SMALL = {
-    "device": "neuron",
-    "max_requests": 6,
+    "device": "neuron_on_cpu",
+    "max_requests": 4,
     "max_batch_tokens": 96,
     "max_model_len": 512,
     "num_blocks": 64,
@@ -28,32 +30,50 @@ SMALL = {
 }
 VOCABULARY = 96
 PROMPTS = [tuple(range(3, 3 + n % 80)) * (1 + n // 80) for n in (1, 9, 40, 70, 79 + 80)]
-KINDS = pytest.mark.usefixtures("kind")
+KINDS = pytest.mark.parametrize("kind", [NkiAttention, TorchAttention], ids=["kernels", "torch"])
 
 
-@pytest.fixture(params=[NkiAttention, TorchAttention], ids=["kernels", "torch"])
-def kind(request):
-    """Of attention."""
-    return request.param
+class Starts:
+    """Makes engines of which each layer's attention is of one kind, and closes them."""
 
+    def __init__(self, model, folder):
+        self._model, self.folder = model, folder
+        self._made = []
 
-@pytest.fixture
-def start(model, monkeypatch, request):
-    """Makes an engine whose attention is of the kind that the test is about."""
-    kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else TorchAttention
-    if kind is NkiAttention:
-        request.getfixturevalue("kernels_here")
-    made = []
-
-    def make(platform=HostNeuron, **settings):
+    def __call__(self, kind, platform, **settings):
         spec = replace(host_spec(), create=platform)
-        made.append(assemble({"model": model, **SMALL, **settings}, OnlyThis(spec)))
-        assert {type(one) for one in made[-1].loop.runner._layers.backends} == {kind}
-        return made[-1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ENGINE_PROGRAM_CACHE", str(self.folder))
+            if kind is NkiAttention:
+                patch.setattr(installed, "missing_kernels", lambda: None)
+            engine = assemble({"model": self._model, **SMALL, **settings}, OnlyThis(spec))
+        assert {type(one) for one in engine.loop.runner._layers.backends} == {kind}
+        self._made.append(engine)
+        return engine
 
-    yield make
-    for engine in made:
-        engine.close()
+    def close(self):
+        for engine in self._made:
+            engine.close()
+
+
+@pytest.fixture(scope="module")
+def start(model, tmp_path_factory):
+    made = Starts(model, tmp_path_factory.mktemp("programs"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def traced(start):
+    """One engine of each kind whose programs Dynamo traces: each takes ten seconds to start."""
+    known = {}
+
+    def engine(kind):
+        if kind not in known:
+            known[kind] = start(kind, TracedNeuron)
+        return known[kind]
+
+    return engine
 
 
 def answers(engine, prompts=PROMPTS, count=6):
@@ -62,8 +82,8 @@ def answers(engine, prompts=PROMPTS, count=6):
 
 
 @KINDS
-def test_each_shape_is_one_graph_and_no_step_makes_another(start):
-    engine = start()
+def test_each_shape_is_one_graph_and_no_step_makes_another(traced, kind):
+    engine = traced(kind)
     shapes = engine.platform.make_buckets(engine.platform._limits).shapes()
     projections = {(one.tokens, one.requests) for one in shapes}
     copies_and_clearing = len(SIZES) + 1
@@ -75,12 +95,36 @@ def test_each_shape_is_one_graph_and_no_step_makes_another(start):
 
 
 @KINDS
-def test_tokens_are_those_of_the_cpu_platform(start, model):
+def test_no_graph_has_a_symbolic_dimension(traced, kind):
+    for graph in traced(kind).platform.graphs_made:
+        values = [node.meta["example_value"] for node in graph.graph.nodes if node.op != "output"]
+        tensors = [one for one in tree_leaves(values) if isinstance(one, torch.Tensor)]
+        assert tensors
+        assert {type(size) for one in tensors for size in one.shape} <= {int}
+
+
+@KINDS
+def test_each_layer_of_a_step_is_one_kernel_where_the_kernels_serve(traced, kind):
+    num_layers = 2 if kind is NkiAttention else 0
+    shapes = traced(kind).platform.make_buckets(traced(kind).platform._limits).shapes()
+    called = [
+        [str(node.target) for node in graph.graph.nodes]
+        for graph in traced(kind).platform.graphs_made
+    ]
+    for name, decode in (("attention_tkg", True), ("attention_cte", False)):
+        counts = [one.count(f"engine_neuron.{name}.default") for one in called]
+        graphs = sum(shape.decode == decode for shape in shapes)
+        assert sorted(counts)[-graphs:] == [num_layers] * graphs
+        assert sum(counts) == graphs * num_layers
+
+
+@KINDS
+def test_tokens_are_those_of_the_cpu_platform(traced, kind, model):
     params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     small = {name: value for name, value in SMALL.items() if name != "device"}
     with LLM(model=model, device="cpu", **small) as llm:
         right = [list(one.outputs[0].token_ids) for one in llm.generate(PROMPTS, params)]
-    assert answers(start()) == right
+    assert answers(traced(kind)) == right
 
 
 class Outside(TorchDispatchMode):
@@ -130,7 +174,7 @@ class Watched(HostNeuron):
 
 
 def test_no_step_computes_on_the_device_beside_its_programs(start):
-    engine = start(Watched)
+    engine = start(TorchAttention, Watched)
     outside = engine.platform.outside = Outside(engine)
     with outside:
         # Two continuations of one prompt: the second goes on in copies of the first one's blocks.
@@ -140,62 +184,6 @@ def test_no_step_computes_on_the_device_beside_its_programs(start):
         engine.loop.runner._layers.caches[0][0].sum()
     assert outside.found == ["aten.sum.default"], "the watch sees nothing"
     assert sorted(len(one.tokens) for one in found.values()) == [3, 40, 40]
-
-
-class Step(torch.nn.Module):
-    """A step of the engine as a module: the caches are its buffers."""
-
-    def __init__(self, engine, like: StepMetadata) -> None:
-        super().__init__()
-        self._runner = engine.loop.runner
-        self._like = like
-        for i, (keys, values) in enumerate(self._runner._layers.caches):
-            self.register_buffer(f"keys_{i}", keys.clone())
-            self.register_buffer(f"values_{i}", values.clone())
-
-    def forward(self, ids, positions, query_start, lengths, block_table, slots):
-        like, backends = self._like, self._runner._layers.backends
-        step = StepMetadata(
-            query_start,
-            lengths,
-            block_table,
-            slots,
-            like.max_query,
-            like.max_length,
-            like.num_decodes,
-        )
-        plan = backends[0].plan(step)
-
-        def attend(layer, q, k, v):
-            cache = (getattr(self, f"keys_{layer}"), getattr(self, f"values_{layer}"))
-            return backends[layer].forward(q, k, v, cache, plan)[0]
-
-        return self._runner.model.forward(ids, positions, attend)
-
-
-@KINDS
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own
-@pytest.mark.parametrize("shape", [Shape(4, 4, 8, True), Shape(96, 1, 16)], ids=str)
-def test_a_step_exports_as_one_program_without_a_symbolic_dimension(start, shape):
-    engine = start()
-    with torch.no_grad():
-        inputs: StepInputs = engine.loop.runner._static.make_inputs(shape)
-        step = inputs.metadata
-        tensors = (step.query_start, step.lengths, step.block_table, step.slots)
-        arguments = (inputs.input_ids, inputs.positions, *tensors)
-        module = Step(engine, step)
-        exported = torch.export.export(module, arguments, strict=True).run_decompositions({})
-        found = exported.module()(*arguments)
-    with torch.inference_mode():
-        wanted = engine.loop.runner._forward(inputs)
-    assert not exported.range_constraints
-    values = [node.meta["val"] for node in exported.graph.nodes if "val" in node.meta]
-    sizes = [size for value in tree_leaves(values) for size in getattr(value, "shape", ())]
-    assert len(sizes) > 100
-    assert {type(size) for size in sizes} == {int}
-    changed = set(exported.graph_signature.buffers_to_mutate.values())
-    assert changed == {name for name, _ in module.named_buffers()}, "caches change in place"
-    assert torch.allclose(found, wanted)
 
 
 @pytest.mark.parametrize("limits", [(16, 1, 64), (2048, 64, 8192), (8192, 256, 131072)])
@@ -211,8 +199,8 @@ def test_the_number_of_programs_stays_small(limits):
 
 
 @KINDS
-def test_what_is_padding_is_stored_in_nobodys_block(start):
-    engine = start()
+def test_what_is_padding_is_stored_in_nobodys_block(start, kind):
+    engine = start(kind, HostNeuron)
     runner = engine.loop.runner
     for shape in (Shape(4, 4, 8, True), Shape(96, 1, 16)):
         inputs = runner._static.make_inputs(shape)
@@ -226,13 +214,13 @@ def test_what_is_padding_is_stored_in_nobodys_block(start):
         assert keys[-1].any(), "nothing was computed: the case is wrong"
 
 
-def test_artefacts_are_kept_where_the_programs_of_these_settings_are(start, tmp_path, monkeypatch):
+def test_artefacts_are_kept_where_the_programs_of_these_settings_are(start, monkeypatch):
     import os
 
     for variable in CACHE_VARIABLES:
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
-    start()
+    start(TorchAttention, HostNeuron)
     [folder] = {os.environ[variable] for variable in CACHE_VARIABLES}
-    assert Path(folder).parent == tmp_path / "neuron"
+    assert Path(folder).parent == start.folder / "neuron_on_cpu"
     assert (Path(folder) / "programs.json").exists()
