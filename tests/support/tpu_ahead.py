@@ -1,6 +1,6 @@
 """Steps of models that are not here, compiled for chips that are not here.
 
-libtpu's compiler needs no TPU; weights are shapes. What is compiled is what an engine on chips of
+libtpu's compiler needs no TPU; weights are zeros. What is compiled is what an engine on chips of
 this kind would run: the core's decoder, traced by the platform, with the platform's own kernels.
 """
 
@@ -8,21 +8,31 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 from jax.experimental import topologies
 
+from engine.compiled import CompiledRunner
 from engine.facts import ModelFacts
 from engine.layers import Site
 from engine.models.load_request import LoadRequest
 from engine.models.loading import build, declared
 from engine.models.outlining import _Shapes
 from engine.ops import fill
-from engine.platform import OpTable, Shape, SoloCommunicator, StepInputs, StepMetadata
+from engine.platform import (
+    OpTable,
+    Shape,
+    ShapeBuckets,
+    SoloCommunicator,
+    StepInputs,
+    StepMetadata,
+)
 from engine_tpu import ops
-from engine_tpu.arrays import jax_dtype
+from engine_tpu.arrays import to_jax
 from engine_tpu.attention import KernelAttention
 from engine_tpu.placement import WHOLE, Placement
-from engine_tpu.programs import Programs, as_projection, as_step
+from engine_tpu.programs import Program, Programs
 
 #: The smallest slice that libtpu describes, and a chip's memory.
 GIB = 2**30
@@ -59,14 +69,45 @@ SMALL = LLAMA_8B | {
 
 
 class AheadPrograms(Programs):
-    """Weights and caches are shapes, with the place where they would be."""
+    """Weights and caches are zeros of the host; compiled is for the place where they would be."""
+
+    def __init__(self, placement):
+        super().__init__(placement)
+        self._there = {}  # by the id of what is on the host
+
+    def make(self, compute):
+        return AheadProgram(self, compute)
 
     def zeros(self, shape, dtype, sharding):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        array = jax.device_put(np.zeros(shape, jnp.dtype(dtype)), jax.devices("cpu")[0])
+        self._there[id(array)] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        return array
 
-    def place(self, weight):
-        part, sharding = weight.part, self.placement.sharding(weight.spec)
-        return jax.ShapeDtypeStruct(tuple(part.shape), jax_dtype(part.dtype), sharding=sharding)
+    def place(self, weight, spec, start=0, stop=None):
+        key = (id(weight), spec, start, stop)
+        if key not in self._weights:
+            part = weight[start:stop] if weight.dim() else weight
+            dtype = str(part.dtype).removeprefix("torch.")
+            with jax.ensure_compile_time_eval():
+                array = self.zeros(tuple(part.shape), dtype, self.placement.sharding(spec))
+            self._weights[key] = weight, array
+        return self._weights[key][1]
+
+    def compile(self, function, arguments, **jit):
+        there = jax.tree.map(lambda x: self._there.get(id(x), x), arguments)
+        if isinstance(jit["out_shardings"], list):  # of a result and the caches
+            jit["out_shardings"][1:] = [one.sharding for one in there[1]]
+        return super().compile(function, there, **jit)
+
+
+class AheadProgram(Program):
+    """Gives what was compiled instead of running it."""
+
+    def __call__(self, *inputs):
+        whole = self._programs.placement.sharding(WHOLE)
+        arrays = (to_jax(x) for x in inputs)
+        self.compile([jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in arrays])
+        return self.compiled
 
 
 class Ahead:
@@ -104,6 +145,8 @@ class Ahead:
         specs = self.model.attention_specs()
         made = {spec: KernelAttention(spec, "cpu", self.programs) for spec in dict.fromkeys(specs)}
         self.backends = [made[spec] for spec in specs]
+        some = ShapeBuckets(tokens=(1,), requests=(1,), decodes=(1,), blocks=(1,))
+        self._runner = CompiledRunner(some, self.programs)
         self.caches = [one.allocate(num_blocks) for one in self.backends]
 
     def forward(self, inputs: StepInputs):
@@ -116,25 +159,19 @@ class Ahead:
         return self.model.forward(inputs.input_ids, inputs.positions, attend)
 
     def step(self, shape: Shape):
-        like = StepMetadata(
-            *(torch.empty(0),) * 4,
-            max_query=1 if shape.decode else shape.tokens,
-            max_length=shape.blocks * 64,
-            num_decodes=shape.requests if shape.decode else 0,
-        )
         t, n = shape.tokens, shape.requests
-        sizes = ((t,), (t,), (n + 1,), (n,), (n, shape.blocks), (t,))
-        return self._compile(as_step(self.forward, like), [self._whole(one) for one in sizes])
+        sizes = ((n + 1,), (n,), (n, shape.blocks), (t,))
+        step = StepMetadata(
+            *(torch.zeros(size, dtype=torch.int32) for size in sizes),
+            max_query=1 if shape.decode else t,
+            max_length=shape.blocks * 64,
+            num_decodes=n if shape.decode else 0,
+        )
+        ids, positions = torch.zeros(2, t, dtype=torch.int64)
+        return self._runner.run(self.forward, StepInputs(ids, positions, step))
 
     def projection(self, shape: Shape):
-        hidden = self._whole((shape.tokens, self.model._norm.weight.shape[0]), "bfloat16")
-        inputs = [hidden, self._whole((shape.requests,))]
-        return self._compile(as_projection(self.model.logits), inputs)
-
-    def _whole(self, shape, dtype="int32"):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.programs.placement.sharding(WHOLE))
-
-    def _compile(self, compute, inputs):
-        found = self.programs.tracer.discover(compute, inputs)
-        weights = [self.programs.place(one) for one in found.weights]
-        return self.programs.lower(compute, found, inputs, weights)
+        width = self.model._norm.weight.shape[0]
+        hidden = torch.zeros(shape.tokens, width, dtype=torch.bfloat16)
+        rows = torch.zeros(shape.requests, dtype=torch.int64)
+        return self._runner.project(self.model.logits, hidden, rows)

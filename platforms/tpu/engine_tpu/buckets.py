@@ -7,27 +7,23 @@ STEP = 4
 SMALLEST_TOKENS = 16
 
 
-class Buckets(ShapeBuckets):
+def buckets(limits: StepLimits, step: int = STEP) -> ShapeBuckets:
     """Decode steps of so many requests, and steps of so many tokens; over contexts of so many
-    blocks. Both kinds of rows may share a step of the second kind."""
+    blocks. Both kinds of rows may share a step of the second kind.
 
-    @classmethod
-    def of(cls, limits: StepLimits, step: int = STEP) -> "Buckets":
-        """`step`: how far apart numbers of requests and of blocks lie; the smallest context has 64
-        times as many tokens. Tokens lie no farther apart: steps are cut to their sizes."""
-        context = -(-64 * step // limits.block_size)
-        return cls(
-            tokens=growing(SMALLEST_TOKENS, limits.max_tokens),
-            requests=(limits.max_requests,),
-            decodes=growing(1, limits.max_requests, step),
-            blocks=growing(context, limits.max_blocks, step),
-        )
+    `step`: how far apart numbers of requests and of blocks lie; the smallest context has 64 times
+    as many tokens. Tokens lie no farther apart: steps are cut to their sizes.
+    """
+    return ShapeBuckets(
+        tokens=growing(SMALLEST_TOKENS, limits.max_tokens),
+        requests=(limits.max_requests,),
+        decodes=growing(1, limits.max_requests, step),
+        blocks=growing(-(-64 * step // limits.block_size), limits.max_blocks, step),
+    )
 
 
 def growing(smallest: int, most: int, step: int = STEP) -> tuple[int, ...]:
     """smallest, `step` times that and so on, and `most`."""
-    sizes, size = [], smallest
-    while size < most:
-        sizes.append(size)
-        size *= step
-    return (*sizes, most)
+    if smallest >= most:
+        return (most,)
+    return (smallest, *growing(step * smallest, most, step))

@@ -9,61 +9,61 @@ from typing import ClassVar
 
 import jax
 
-from engine.compiled import ProgramCache
+from engine.compiled import CompiledPlatform, ProgramCache
 from engine.config import DeviceChoice, EngineConfig
 from engine.errors import UnsupportedError
 from engine.platform import (
     AttentionBackend,
     AttentionSpec,
-    Capabilities,
-    GraphRunner,
     MemoryProfiler,
     OpTable,
-    Platform,
     ShapeBuckets,
     StepLimits,
 )
 from engine_tpu import installed, ops, words
 from engine_tpu.attention import KernelAttention, PlainAttention
-from engine_tpu.buckets import STEP, Buckets, growing
-from engine_tpu.layout import BLOCK_SIZES, DTYPES
-from engine_tpu.memory import ChipMemory, SimulatedMemory
+from engine_tpu.buckets import STEP, buckets, growing
+from engine_tpu.layout import CAPABILITIES
+from engine_tpu.memory import ChipMemory, of_arrays
 from engine_tpu.placement import Placement
-from engine_tpu.programs import JaxRunner, Programs
+from engine_tpu.programs import Programs
 from engine_tpu.sampling import Sampling
 
 SIMULATED_BYTES = 16 * 2**30
+CACHE_SHARE = 0.9
 
 
-class JaxPlatform(Platform):
+class JaxPlatform(CompiledPlatform):
     """torch's tensors are the host's: the core loads weights and keeps requests' tokens there. What
     a step computes is on the chips, and so is what chooses its tokens."""
 
     name = "tpu_jax"
     device = "cpu:0"
+    torch_device = "cpu"
+    dynamo_backend = "jax"  # no backend of torch's: `Programs` trace by themselves
     kind: ClassVar[str] = "tpu"  # of jax's devices
     bucket_step: ClassVar[int] = STEP
     attention_backends: tuple[type[PlainAttention], ...] = (KernelAttention, PlainAttention)
-    capabilities = Capabilities(
-        dtypes=DTYPES,
-        kv_dtypes=DTYPES,
-        block_sizes=BLOCK_SIZES,
-        mixed_batches=True,
-        chunked_prefill=True,
-        prefix_reuse=True,
-        static_shapes=True,
-    )
+    capabilities = CAPABILITIES
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         super().__init__(config, rank)
         choice = DeviceChoice.parse(config.device)
         self._devices = self._choose(choice.indices, words.chips(choice.words))
-        self.programs = Programs(Placement.over(self._devices))
-        self._limits: StepLimits | None = None
+        self.maker = self.programs = Programs(Placement.over(self._devices))
+        self._sampling = Sampling(self.programs, growing(1, config.max_requests, self.bucket_step))
         _keep_programs(ProgramCache(self.name, installed.versions("jax", "torchax")).folder)
 
+    @property
+    def compiler(self) -> str:
+        return f"{installed.versions('jax', 'torchax')} {self._devices}"
+
+    def make_buckets(self, limits: StepLimits) -> ShapeBuckets:
+        return buckets(limits, self.bucket_step)
+
     def memory(self) -> MemoryProfiler:
-        return ChipMemory(self._devices[0])
+        told = self._devices[0].memory_stats
+        return ChipMemory(told()["bytes_limit"], lambda: told()["bytes_in_use"], CACHE_SHARE)
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
         if why := self.programs.placement.refuses(spec):
@@ -75,21 +75,9 @@ class JaxPlatform(Platform):
             reasons.append(f"{backend.__name__}: {why}")
         raise UnsupportedError(f"paged attention of platform {self.name}: {'; '.join(reasons)}")
 
-    def buckets(self, limits: StepLimits) -> ShapeBuckets:
-        self._limits = limits
-        return Buckets.of(limits, self.bucket_step)
-
-    def graphs(self) -> GraphRunner:
-        assert self._limits is not None, "the core asks for buckets before it asks for graphs"
-        buckets, kinds = self.buckets(self._limits), str(self._devices)
-        facts = (installed.versions("jax", "torchax"), kinds, self._limits.fingerprint)
-        cache = ProgramCache(self.name, *facts, str(self._limits), repr(buckets))
-        return JaxRunner(buckets, self.programs, cache)
-
     def ops(self, table: OpTable) -> None:
         ops.register(table, self.name)
-        rows = growing(1, self.config.max_requests, self.bucket_step)
-        Sampling(self.programs, rows).register(table, self.name)
+        self._sampling.register(table, self.name)
 
     def _choose(self, indices: tuple[int, ...], count: int) -> list[jax.Device]:
         """
@@ -118,7 +106,7 @@ class SimulatedPlatform(JaxPlatform):
         super().__init__(config, rank)
 
     def memory(self) -> MemoryProfiler:
-        return SimulatedMemory(self._devices[0], SIMULATED_BYTES)
+        return ChipMemory(SIMULATED_BYTES, lambda: of_arrays(self._devices[0]), CACHE_SHARE)
 
 
 def _keep_programs(folder: Path) -> None:

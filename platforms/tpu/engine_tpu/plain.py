@@ -67,6 +67,7 @@ def store_kv(pages: jax.Array, k_TKD: jax.Array, v_TKD: jax.Array, slots_T: jax.
 
 
 def copy_pages(pages: jax.Array, sources_M: jax.Array, targets_M: jax.Array) -> jax.Array:
-    """Pages with the sources' contents at the targets; a source below 0 is none."""
-    targets_M = jnp.where(sources_M < 0, len(pages), targets_M)
+    """Pages with the sources' contents at the targets, which are distinct and no sources; where
+    one of the two is below 0, nothing."""
+    targets_M = jnp.where((sources_M < 0) | (targets_M < 0), len(pages), targets_M)
     return pages.at[targets_M].set(pages[sources_M.clip(0)], mode="drop")

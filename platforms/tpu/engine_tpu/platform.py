@@ -1,5 +1,6 @@
 """Through `torch_tpu`: one chip, which torch has as a device of its own. Untested on hardware."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from engine.compiled import CompiledPlatform
@@ -8,17 +9,16 @@ from engine.errors import UnsupportedError
 from engine.platform import (
     AttentionBackend,
     AttentionSpec,
-    Capabilities,
     MemoryProfiler,
     OpTable,
     ShapeBuckets,
     StepLimits,
 )
 from engine_tpu import installed, ops
-from engine_tpu.buckets import Buckets
+from engine_tpu.buckets import buckets
 from engine_tpu.kernel_ops import TorchTpuAttention
-from engine_tpu.layout import BLOCK_SIZES, DTYPES
-from engine_tpu.memory import TotalMemory
+from engine_tpu.layout import CAPABILITIES
+from engine_tpu.memory import ChipMemory
 
 
 class TpuPlatform(CompiledPlatform):
@@ -27,16 +27,7 @@ class TpuPlatform(CompiledPlatform):
     dynamo_backend = "tpu"
     distributed_backend = "tpu_dist"
     attention_backends = (TorchTpuAttention,)
-    capabilities = Capabilities(
-        dtypes=DTYPES,
-        kv_dtypes=DTYPES,
-        block_sizes=BLOCK_SIZES,
-        mixed_batches=True,
-        chunked_prefill=True,
-        prefix_reuse=True,
-        static_shapes=True,
-        sampling="host",
-    )
+    capabilities = replace(CAPABILITIES, sampling="host")
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         if why := installed.missing(installed.TORCH_TPU):
@@ -58,10 +49,11 @@ class TpuPlatform(CompiledPlatform):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
     def make_buckets(self, limits: StepLimits) -> ShapeBuckets:
-        return Buckets.of(limits)
+        return buckets(limits)
 
     def memory(self) -> MemoryProfiler:
-        return TotalMemory(self._torch_tpu.get_device_properties(self.device).total_memory)
+        total = self._torch_tpu.get_device_properties(self.device).total_memory
+        return ChipMemory(total, lambda: 0, cache_share=0.7)  # it tells nothing of what is held
 
     def attention(self, spec: AttentionSpec) -> AttentionBackend:
         if why := TorchTpuAttention.unsupported(spec):

@@ -1,78 +1,65 @@
-"""Compiled programs of whole steps, through JAX: one a shape, counted, and kept on disk."""
+"""Programs of torch's functions, through JAX.
 
-import logging
-import time
+jax traces a function once. Weights and caches that it meets are constants of what was traced, and
+become arguments of the program:
+
+    trace      compute(inputs)                      ──→ constants: weights, caches
+    program    (weights, caches, inputs)            ──→ (result, caches)     caches are donated
+"""
+
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
-from jax.sharding import NamedSharding
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import NamedSharding, PartitionSpec
 from torch import Tensor
-from torchax.interop import torch_view
 
-from engine.compiled import ProgramCache
-from engine.platform import (
-    Forward,
-    GraphRunner,
-    Logits,
-    MakeInputs,
-    ShapeBuckets,
-    StepInputs,
-    StepMetadata,
-)
-from engine_tpu.arrays import to_numpy
-from engine_tpu.logits import ChipLogits
+from engine.compiled import ProgramMaker
+from engine_tpu.arrays import Array, ChipTensor, to_jax
 from engine_tpu.placement import WHOLE, Placement
-from engine_tpu.tracing import Compute, Found, Pages, Tracer, Weight
-
-log = logging.getLogger(__name__)
+from engine_tpu.tracing import in_jax
 
 
-class Programs:
+class Pages:
+    """One layer's cache: an array that is replaced, never changed."""
+
+    def __init__(self, array: jax.Array) -> None:
+        self.array = array
+
+
+class Programs(ProgramMaker):
     """Makes programs for the chips of a placement, and remembers the weights that lie there."""
 
     def __init__(self, placement: Placement) -> None:
+        super().__init__("jax")
         self.placement = placement
-        self.tracer = Tracer(placement)
-        self.num_compiled = 0
-        #: Bytes that the largest program needs on a chip beside its arguments.
-        self.temporary_bytes = 0
-        #: Told of the first logits of each shape: what chooses tokens is prepared for them.
-        self.after_projection: Callable[[jax.Array], None] = lambda logits: None
+        #: Told of the shape of logits: what chooses tokens is prepared for them.
+        self.after_projection: Callable[[tuple[int, ...]], None] = lambda shape: None
         self._shared: dict[Hashable, Any] = {}
-        self._weights: dict[Any, tuple[Weight, jax.Array]] = {}
+        self._weights: dict[Hashable, tuple[Tensor, jax.Array]] = {}
+        self._replaced: dict[Pages, jax.Array] = {}  # while a function is traced: before it was
 
-    def make(self, function: Callable[..., Any], arguments: Sequence[Any], **jit: Any) -> Any:
-        """Compiled for arguments like these. `donate`: their places that may be overwritten.
+    def make(self, compute: Callable[..., Tensor]) -> "Program":
+        """Compiled at its first call, which so decides the shapes of all others."""
+        return Program(self, compute)
+
+    def compile(self, function: Callable[..., Any], arguments: Sequence[Any], **jit: Any) -> Any:
+        """Of arrays, for arguments like these.
 
         Raises:
             OutOfMemoryError: the compiler finds that the program does not fit the chip.
         """
-        donated = jit.pop("donate", ())
-        jitted = jax.jit(function, donate_argnums=donated, **jit)
         with jax.set_mesh(self.placement.mesh):
-            lowered = jitted.lower(*arguments)
+            lowered = jax.jit(function, **jit).lower(*arguments)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             raise _out_of_memory(error) from error
         self.num_compiled += 1
-        if (memory := compiled.memory_analysis()) is not None:
-            self.temporary_bytes = max(self.temporary_bytes, memory.temp_size_in_bytes)
         return compiled
-
-    def lower(self, compute: Compute, found: Found, inputs: Sequence[Any], weights: Any) -> Any:
-        """The program of `compute`, its caches donated and what it gives whole on every chip."""
-        pages = [one.array for one in found.pages]
-        result = self.placement.sharding(WHOLE)
-        return self.make(
-            self.tracer.function(compute, found),
-            (weights, pages, *inputs),
-            donate=(1,),
-            out_shardings=(result, [one.sharding for one in pages]),
-        )
 
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What equal layers have in common, made for the first."""
@@ -83,121 +70,87 @@ class Programs:
     def zeros(self, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
         return jnp.zeros(shape, dtype, device=sharding)
 
-    def place(self, weight: Weight) -> jax.Array:
-        """On the chips, once for all programs."""
-        if weight.key not in self._weights:
-            sharding = self.placement.sharding(weight.spec)
-            self._weights[weight.key] = weight, jax.device_put(to_numpy(weight.part), sharding)
-        return self._weights[weight.key][1]
+    def place(
+        self, weight: Tensor, spec: PartitionSpec, start: int = 0, stop: int | None = None
+    ) -> jax.Array:
+        """Rows start:stop of a weight on the chips, once for all programs."""
+        key = (id(weight), spec, start, stop)
+        if key not in self._weights:
+            part = weight[start:stop] if weight.dim() else weight
+            with jax.ensure_compile_time_eval():
+                placed = jax.device_put(to_jax(part), self.placement.sharding(spec))
+            self._weights[key] = weight, placed
+        return self._weights[key][1]
+
+    def replace(self, pages: Pages, array: jax.Array) -> None:
+        """While a function is traced: `pages` are `array` from here on."""
+        self._replaced.setdefault(pages, pages.array)
+        pages.array = array
+
+    def trace(
+        self, compute: Callable[..., Tensor], inputs: Sequence[Any]
+    ) -> tuple[ClosedJaxpr, dict[Pages, jax.Array]]:
+        """(inputs) -> (result, *caches), and the caches as they are, which are among its constants
+        as weights are."""
+
+        def step(*arrays: jax.Array) -> list[jax.Array]:
+            result = in_jax(compute, arrays, self.placement, self.place)
+            return [result, *(pages.array for pages in self._replaced)]
+
+        try:
+            with jax.set_mesh(self.placement.mesh):
+                traced = jax.make_jaxpr(step)(*inputs)
+        finally:
+            replaced, self._replaced = self._replaced, {}
+            for pages, array in replaced.items():
+                pages.array = array
+        return traced, replaced
 
 
 class Program:
-    """`compute`, compiled for inputs like these. `found`: what it uses beside them."""
+    """`compute`, which runs on the chips."""
 
-    def __init__(
-        self, programs: Programs, compute: Compute, found: Found, inputs: Sequence[Any]
-    ) -> None:
-        self._weights = [programs.place(one) for one in found.weights]
-        self._pages: list[Pages] = found.pages
-        self.compiled = programs.lower(compute, found, inputs, self._weights)
+    compiled: Any = None
+    weights: Sequence[jax.Array] = ()
+    pages: Sequence[Pages] = ()
 
-    def __call__(self, *inputs: Any) -> jax.Array:
-        pages = [one.array for one in self._pages]
-        result, pages = self.compiled(self._weights, pages, *inputs)
-        for one, array in zip(self._pages, pages, strict=True):
-            one.array = array
-        found: jax.Array = result
-        return found
+    def __init__(self, programs: Programs, compute: Callable[..., Tensor]) -> None:
+        self._programs = programs
+        self._compute = compute
 
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        arrays = [to_jax(x) for x in inputs]
+        if self.compiled is None:
+            self.compile(arrays)
+        before = [pages.array for pages in self.pages]
+        result, *after = self.compiled(self.weights, before, *arrays)
+        for pages, array in zip(self.pages, after, strict=True):
+            pages.array = array
+        return ChipTensor(result, len(result))
 
-class JaxRunner(GraphRunner):
-    """A program for each shape, made before the first request.
+    def compile(self, inputs: Sequence[Array | jax.ShapeDtypeStruct]) -> None:
+        """For inputs like these."""
+        traced, caches = self._programs.trace(self._compute, inputs)
+        of_cache = {id(array) for array in caches.values()}
+        self.pages = list(caches)
+        self.weights = [one for one in traced.consts if id(one) not in of_cache]
 
-    Hidden states stay on the chips: what `run` returns is for `project` alone.
-    """
+        def program(weights: Sequence[Any], before: Sequence[Any], *inputs: Any) -> Any:
+            bound = {id(one): new for one, new in zip(self.weights, weights, strict=True)}
+            bound |= {id(old): new for old, new in zip(caches.values(), before, strict=True)}
+            constants = [bound[id(one)] for one in traced.consts]
+            return jax.core.eval_jaxpr(traced.jaxpr, constants, *inputs)
 
-    def __init__(self, buckets: ShapeBuckets, programs: Programs, cache: ProgramCache) -> None:
-        self.buckets = buckets
-        self._maker = programs
-        self._cache = cache
-        self._programs: dict[Hashable, Program] = {}
-        self._found: dict[Forward | Logits, Found] = {}  # the same for every shape
-
-    @property
-    def num_compiled(self) -> int:  # type: ignore[override]  # the maker's, as it is now
-        return self._maker.num_compiled
-
-    def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
-        self.close()  # programs of another cache
-        shapes = self.buckets.shapes()
-        for number, shape in enumerate(shapes, start=1):
-            began = time.perf_counter()
-            with self._cache.making(shape):
-                self.run(forward, make_inputs(shape.requests, shape.tokens, shape))
-            took_s = time.perf_counter() - began
-            log.info("program %d of %d, %s: %.1f s", number, len(shapes), shape, took_s)
-        self._cache.save()
-
-    def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
-        step = inputs.metadata
-        shape = (len(inputs.input_ids), *step.block_table.shape, step.num_decodes > 0)
-        metadata = (step.query_start, step.lengths, step.block_table, step.slots)
-        arrays = [to_numpy(x) for x in (inputs.input_ids, inputs.positions, *metadata)]
-        return self._run(forward, shape, as_step(forward, step), arrays)
-
-    def project(self, logits: Logits, hidden: Tensor, rows: Tensor) -> Tensor:
-        arrays = [hidden.jax(), to_numpy(rows)]  # type: ignore[attr-defined]  # as `run` made it
-        shape = (hidden.shape, rows.shape)
-        known = (logits, shape) in self._programs
-        array = self._run(logits, shape, as_projection(logits), arrays).jax()  # type: ignore[attr-defined]
-        if not known:
-            self._maker.after_projection(array)
-        return ChipLogits(array, len(array))
-
-    def close(self) -> None:
-        self._programs.clear()
-        self._found.clear()
-
-    def _run(
-        self,
-        function: "Forward | Logits",
-        shape: Hashable,
-        compute: Compute,
-        arrays: Sequence[Any],
-    ) -> Tensor:
-        """`function`, of which `compute` is the form for this shape."""
-        program = self._programs.get((function, shape))
-        if program is None:
-            if function not in self._found:
-                self._found[function] = self._maker.tracer.discover(compute, arrays)
-            program = Program(self._maker, compute, self._found[function], arrays)
-            self._programs[function, shape] = program
-        result: Tensor = torch_view(program(*arrays))
-        return result
-
-
-def as_step(forward: Forward, like: StepMetadata) -> Compute:
-    """A step as a function of tensors alone; what else belongs to its shape is in the program."""
-    max_query, max_length, num_decodes = like.max_query, like.max_length, like.num_decodes
-
-    def compute(
-        ids: Tensor,
-        positions: Tensor,
-        query_start: Tensor,
-        lengths: Tensor,
-        block_table: Tensor,
-        slots: Tensor,
-    ) -> Tensor:
-        metadata = StepMetadata(
-            query_start, lengths, block_table, slots, max_query, max_length, num_decodes
+        arrays = list(caches.values())
+        whole = self._programs.placement.sharding(WHOLE)
+        self.compiled = self._programs.compile(
+            program,
+            (self.weights, arrays, *inputs),
+            donate_argnums=1,
+            out_shardings=[whole, *(one.sharding for one in arrays)],
         )
-        return forward(StepInputs(ids, positions, metadata))
-
-    return compute
-
-
-def as_projection(logits: Logits) -> Compute:
-    return lambda hidden, rows: logits(hidden.index_select(0, rows))
+        if not caches:  # a projection
+            self._programs.after_projection(traced.out_avals[0].shape)
 
 
 def _out_of_memory(error: Exception) -> Exception:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.platform import OpTable
-from engine_tpu.arrays import to_numpy, to_torch
-from engine_tpu.logits import ChipLogits
+from engine_tpu.arrays import ChipTensor, to_jax, to_torch
 from engine_tpu.placement import WHOLE
 from engine_tpu.programs import Programs
 
@@ -34,17 +33,16 @@ class Sampling:
     def __init__(self, programs: Programs, rows: tuple[int, ...]) -> None:
         self._programs = programs
         self._rows = rows
-        self._made: dict[tuple[Any, int, int], Any] = {}
         programs.after_projection = self.prepare
 
     def register(self, table: OpTable, source: str) -> None:
         for operation in (self.argmax, self.sample):
             table.register(operation.__name__, source=source, priority=10)(operation)
 
-    def prepare(self, logits_NV: jax.Array) -> None:
-        """The programs for logits like these, before a step asks for them."""
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """The programs for logits of this shape, before a step asks for them."""
         for function in (_argmax, _sample):
-            self._program(function, *logits_NV.shape)
+            self._program(function, *shape)
 
     def argmax(self, scores_MV: Tensor) -> tuple[Tensor, Tensor]:
         """As the core's: highest float32 [M], ids int64 [M]."""
@@ -73,26 +71,26 @@ class Sampling:
 
     def _on_chips(self, scores_MV: Tensor) -> jax.Array:
         """Where they are already, the bucket's; others are filled up to one and sent."""
-        if isinstance(scores_MV, ChipLogits):
+        if isinstance(scores_MV, ChipTensor):
             return scores_MV.array
         count, size = scores_MV.shape
         rows = next((most for most in self._rows if most >= count), count)
         whole = np.zeros((rows, size), dtype=np.float32)
-        whole[:count] = to_numpy(scores_MV)
+        whole[:count] = to_jax(scores_MV)
         sent: jax.Array = jax.device_put(whole, self._programs.placement.sharding(WHOLE))
         return sent
 
     def _program(self, function: Any, rows: int, size: int) -> Any:
-        key = (function, rows, size)
-        if key not in self._made:
-            whole = self._programs.placement.sharding(WHOLE)
-            arguments = [jax.ShapeDtypeStruct((rows, size), jnp.float32, sharding=whole)]
-            if function is _sample:
-                shape = (rows, len(IDLE))
-                arguments.append(jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole))
+        """Of scores and, for `_sample`, of the rows' numbers."""
+        whole = self._programs.placement.sharding(WHOLE)
+        shapes = [(rows, size), (rows, len(IDLE))][: 1 + (function is _sample)]
+        arrays = [jax.ShapeDtypeStruct(one, jnp.float32, sharding=whole) for one in shapes]
+
+        def make() -> Any:
             with jax.enable_x64(True):  # units are whole numbers of more than 32 bits
-                self._made[key] = self._programs.make(function, arguments, out_shardings=whole)
-        return self._made[key]
+                return self._programs.compile(function, arrays, out_shardings=whole)
+
+        return self._programs.shared((function, rows, size), make)
 
 
 def _argmax(scores_NV: jax.Array) -> tuple[jax.Array, jax.Array]:

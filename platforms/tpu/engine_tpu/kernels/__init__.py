@@ -19,8 +19,6 @@ axis 2. S is a power of two, at least 8 (float32) or 16 (bfloat16) and at most 2
                                      scale=…, window=None, soft_cap=None, decode=False)
     from engine_tpu.kernels.store import store_kv
     pages = store_kv(pages, k_TKD, v_TKD, slots_T)           # slot < 0: not stored
-    from engine_tpu.kernels.copy import copy_pages
-    pages = copy_pages(pages, sources_M, targets_M)          # source < 0: nothing is copied
 
 Entries of block tables that are padding may be anything; queries, keys and values of padding, too.
 

@@ -70,37 +70,19 @@ def ragged_paged_attention(
         UnsupportedError: the shapes need more memory than a core has, or are none of the kernel's.
     """
     _check(q_THD, pages, lengths_N, decode)
-    tokens, requests = len(q_THD), len(lengths_N)
     table_NB = jnp.clip(block_table_NB.astype(jnp.int32), 0, len(pages) - 1)
     lengths_N, query_start_N1 = lengths_N.astype(jnp.int32), query_start_N1.astype(jnp.int32)
+    step = (lengths_N, query_start_N1, table_NB)
     scores = Scores(scale=scale, window=window, soft_cap=soft_cap)
+    settings = {"scores": scores, "cores": cores or _cores(), "interpret": interpret}
+    known_N, single_N = lengths_N > 0, jnp.diff(query_start_N1) == 1
+    single_N = jnp.cumprod(single_N) == 1  # before the first prompt: request i has row i
     q_THL = queries_for(q_THD)
-
-    def attend(chosen_N: jax.Array, rows: int, *, decode: bool) -> jax.Array:
-        """[rows, H, L] of the first rows; 0 where they are none of a chosen request."""
-        some = len(chosen_N)
-        return _attend(
-            q_THL[:rows],
-            pages,
-            lengths_N[:some],
-            query_start_N1[: some + 1],
-            table_NB[:some],
-            chosen_N,
-            scores=scores,
-            decode=decode,
-            cores=cores or _cores(),
-            interpret=interpret,
-        )
-
-    known_N = lengths_N > 0
-    single_N = jnp.diff(query_start_N1) == 1
-    if decode:
-        return values_in(attend(single_N & known_N, tokens, decode=True), q_THD.shape[-1])
-    single_N = jnp.cumprod(single_N.astype(jnp.int32)) == 1  # those before the first prompt
-    out_THL = attend(~single_N & known_N, tokens, decode=False)
-    rows = min(tokens, requests)  # of which any may be such a request's
-    single_N = (single_N & known_N)[:rows]
-    out_THL = out_THL.at[:rows].add(attend(single_N, rows, decode=True))
+    rows = min(len(q_THL), len(lengths_N))  # of which any may be such a request's
+    out_THL = _attend(q_THL[:rows], pages, step, known_N & single_N, decode=True, **settings)
+    if not decode:
+        others_THL = _attend(q_THL, pages, step, known_N & ~single_N, decode=False, **settings)
+        out_THL = others_THL.at[:rows].add(out_THL)
     return values_in(out_THL, q_THD.shape[-1])
 
 
@@ -135,53 +117,40 @@ def _cores() -> int:
 def _attend(
     q_THL: jax.Array,
     pages: jax.Array,
-    lengths_N: jax.Array,
-    query_start_N1: jax.Array,
-    table_NB: jax.Array,
+    step: tuple[jax.Array, jax.Array, jax.Array],
     chosen_N: jax.Array,
     *,
-    scores: Scores,
     decode: bool,
+    scores: Scores,
     cores: int,
     interpret: Any,
 ) -> jax.Array:
-    """[T, H, L]: the chosen requests' rows, and 0 elsewhere."""
-    tokens, num_heads, _ = q_THL.shape
-    num_kv_heads, page_size = pages.shape[2:4]
+    """[T, H, L]: the chosen requests' rows, all among these, and 0 elsewhere. `step`: lengths,
+    first rows and block tables. `decode`: each has one row."""
+    (lengths_N, query_start_N1, table_NB), (tokens, num_heads, _) = step, q_THL.shape
     tiling = choose(
         tokens=tokens,
         num_heads=num_heads,
         page=pages.shape[1:],
         itemsize=pages.dtype.itemsize,
-        requests=len(lengths_N),
+        requests=tokens if decode else len(lengths_N),
         table_pages=table_NB.shape[1],
         window=scores.window,
         decode=decode,
         cores=cores,
     )
-    work = work_list(
-        lengths_N,
-        query_start_N1,
-        chosen_N,
-        tiling=tiling,
-        page_size=page_size,
-        window=scores.window,
-    )
     out_QKRL = paged_attention(
-        _to_blocks(q_THL, num_kv_heads, tiling.block_queries),
+        _to_blocks(q_THL, pages.shape[2], tiling.block_queries),
         pages,
-        lengths_N,
-        query_start_N1,
-        table_NB,
-        work,
+        work_list(*step, chosen_N, tiling=tiling, page_size=pages.shape[3], window=scores.window),
         scores=scores,
         tiling=tiling,
         interpret=interpret,
     )
-    row_T = jnp.arange(tokens)[:, None]
-    ours_T = chosen_N & (row_T >= query_start_N1[:-1]) & (row_T < query_start_N1[1:])
     out_THL = _from_blocks(out_QKRL, tokens, num_heads, tiling.block_queries)
-    return jnp.where(ours_T.any(1)[:, None, None], out_THL, jnp.zeros_like(out_THL))
+    row_T1 = jnp.arange(tokens)[:, None]
+    ours_TN = chosen_N & (row_T1 >= query_start_N1[:-1]) & (row_T1 < query_start_N1[1:])
+    return jnp.where(ours_TN.any(1)[:, None, None], out_THL, jnp.zeros_like(out_THL))
 
 
 def _to_blocks(q_THL: jax.Array, num_kv_heads: int, queries: int) -> jax.Array:

@@ -1,9 +1,8 @@
 """Writes the step's keys and values to their places in the cache.
 
 A row is less than a tile of memory, and a tile is the least that a copy can move. So the rows of a
-*run*, consecutive tokens that go to one strip of a page, are written together: the strip is
-fetched, the run's rows are put into it, and it is put back. One that is overwritten whole is not
-fetched.
+*run*, consecutive tokens that go to one strip of a page, are written together, a run a step of the
+grid: the strip is fetched, the run's rows are put into it, and it is put back.
 
     tokens       | t0 t1 t2 t3 t4 | t5 t6 | t7 |                  of three requests
     strips       | .. .. t0 t1 | t2 t3 t4 .. | t5 t6 .. .. | .. .. .. t7 |      four runs
@@ -11,7 +10,7 @@ fetched.
 Letters: T tokens, K key/value heads, D head dim, S tokens a page, L lanes.
 """
 
-import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +22,16 @@ from jax.experimental.pallas import tpu as pltpu
 from engine.errors import UnsupportedError
 from engine_tpu.kernels.pages import page_shape, rows_of, tile_rows
 
-CHUNK_BYTES = 2 * 2**20  # of new rows that are in a core's memory at once, at most
-STRIPS = 8  # that are on their way at once: half of them from the cache, half back to it
+STRIP_BYTES = 2**20  # of a strip of many rows, at most
 VMEM_BYTES = 32 * 2**20
 
 
 class Runs(NamedTuple):
-    """Of at most T runs, int32."""
+    """Of at most T runs, int32 [T]."""
 
-    token: jax.Array  # [T+1]: the run's first token
-    length: jax.Array  # [T]
-    slot: jax.Array  # [T]: of its first token
-    chunk_run: jax.Array  # [chunks+1]: the first run of each chunk of tokens
+    token: jax.Array  # the run's first token
+    slot: jax.Array  # of that token
+    length: jax.Array
 
 
 def store_kv(
@@ -55,7 +52,7 @@ def store_kv(
         UnsupportedError: the shapes do not belong together.
     """
     tokens, num_kv_heads, head_dim = k_TKD.shape
-    page_size = pages.shape[3]
+    num_pages, _, _, page_size, _ = pages.shape
     right = page_shape(num_kv_heads, head_dim, page_size)
     if pages.shape[1:] != right or k_TKD.shape != v_TKD.shape or pages.dtype != k_TKD.dtype:
         raise UnsupportedError(
@@ -63,140 +60,85 @@ def store_kv(
             f" pages {pages.dtype}{pages.shape[1:]}; they would be {k_TKD.dtype}{right}"
         )
     rows = rows_of(k_TKD, v_TKD)
-    row_bytes = rows.nbytes // tokens
-    long_runs = tokens > 512 and row_bytes <= CHUNK_BYTES // 128
+    long_runs = tokens > 512 and 64 * (rows.nbytes // tokens) <= STRIP_BYTES
     strip = min(page_size, 64 if long_runs else tile_rows(pages.dtype))
-    # Two strips at least: as many as a run may begin in and end in.
-    chunk = strip * max(2, min(CHUNK_BYTES // (row_bytes * strip), -(-tokens // strip)))
-    num_chunks = -(-tokens // chunk)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, num_chunks * chunk - tokens), (0, 0)))
-    runs = _runs(slots_T, pages.shape[0] * page_size, strip, chunk, num_chunks)
-    return _write(pages, rows, runs, strip, chunk, num_chunks, interpret)
+    runs, count = _runs(slots_T, num_pages * page_size, strip)
+    # Two strips of the rows hold a run, wherever it begins.
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, -tokens % strip + strip), (0, 0)))
+    return _write(pages, rows, runs, count, strip, interpret)
 
 
-def _runs(slots_T: jax.Array, num_slots: int, strip: int, chunk: int, num_chunks: int) -> Runs:
-    """A run ends where the slots jump, and with its strip and its chunk of tokens."""
-    tokens = slots_T.shape[0]
+def _runs(slots_T: jax.Array, num_slots: int, strip: int) -> tuple[Runs, jax.Array]:
+    """The runs and how many there are. A run ends where the slots jump, and with its strip."""
+    tokens = len(slots_T)
     token_T = jnp.arange(tokens, dtype=jnp.int32)
-    valid_T = (slots_T >= 0) & (slots_T < num_slots)
+    again_T = slots_T == _before(slots_T)  # as padding is, which all goes to one slot
+    valid_T = (slots_T >= 0) & (slots_T < num_slots) & ~again_T
     slots_T = jnp.where(valid_T, slots_T, -2).astype(jnp.int32)
-    before_T = jnp.concatenate([jnp.full(1, -2, jnp.int32), slots_T[:-1]])
-    starts_T = (slots_T != before_T + 1) | (slots_T % strip == 0) | (token_T % chunk == 0)
+    starts_T = (slots_T != _before(slots_T) + 1) | (slots_T % strip == 0)
     ends_T = jnp.concatenate([starts_T[1:] | ~valid_T[1:], jnp.ones(1, bool)])
-    starts_T, ends_T = starts_T & valid_T, ends_T & valid_T
-    first_T = jnp.sort(jnp.where(starts_T, token_T, tokens))
-    last_T = jnp.sort(jnp.where(ends_T, token_T, tokens))
-    bounds = jnp.arange(num_chunks + 1, dtype=jnp.int32) * chunk
-    return Runs(
-        token=first_T,
-        length=last_T - first_T + 1,
-        slot=slots_T[jnp.minimum(first_T, tokens - 1)],
-        chunk_run=(first_T[None, :] < jnp.minimum(bounds, tokens)[:, None]).sum(1, dtype=jnp.int32),
-    )
+    first_T = jnp.sort(jnp.where(starts_T & valid_T, token_T, tokens))
+    last_T = jnp.sort(jnp.where(ends_T & valid_T, token_T, tokens))
+    count = (first_T < tokens).sum(dtype=jnp.int32)
+    exists_T = token_T < count
+    token_T = jnp.where(exists_T, first_T, 0)
+    slot_T = jnp.where(exists_T, slots_T[token_T], 0)
+    return Runs(token_T, slot_T, jnp.where(exists_T, last_T - first_T + 1, 0)), count
+
+
+def _before(slots_T: jax.Array) -> jax.Array:
+    return jnp.concatenate([jnp.full(1, -2, slots_T.dtype), slots_T[:-1]])
 
 
 def _write(
-    pages: jax.Array,
-    rows: jax.Array,
-    runs: Runs,
-    strip: int,
-    chunk: int,
-    num_chunks: int,
-    interpret: Any,
+    pages: jax.Array, rows: jax.Array, runs: Runs, count: jax.Array, strip: int, interpret: Any
 ) -> jax.Array:
     parts, heads, _, lanes = rows.shape
+    strips = pages.shape[3] // strip  # of a page
+
+    def of_rows(which: int) -> pl.BlockSpec:
+        def place(run: Any, token: Any, *_: Any) -> tuple[Any, ...]:
+            return 0, 0, lax.div(token[run], strip) + which, 0
+
+        return pl.BlockSpec((parts, heads, strip, lanes), place)
+
+    def place(run: Any, _: Any, slot: Any, *__: Any) -> tuple[Any, ...]:
+        number = lax.div(slot[run], strip)
+        return lax.div(number, strips), 0, 0, lax.rem(number, strips), 0
+
+    of_cache = pl.BlockSpec((1, parts, heads, strip, lanes), place)
     stored: jax.Array = pl.pallas_call(
-        functools.partial(_kernel, chunk=chunk),
+        _kernel,
         out_shape=jax.ShapeDtypeStruct(pages.shape, pages.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=4,
-            grid=(num_chunks,),
-            in_specs=[
-                pl.BlockSpec((parts, heads, chunk, lanes), lambda number, *_: (0, 0, number, 0)),
-                pl.BlockSpec(memory_space=pl.ANY),
-            ],
-            out_specs=pl.BlockSpec(memory_space=pl.ANY),
-            scratch_shapes=[
-                pltpu.VMEM((STRIPS, parts, heads, strip, lanes), pages.dtype),
-                pltpu.SemaphoreType.DMA((STRIPS,)),
-                pltpu.SemaphoreType.DMA((STRIPS,)),
-            ],
+            num_scalar_prefetch=len(runs),
+            grid=(jnp.maximum(count, 1),),
+            in_specs=[of_rows(0), of_rows(1), of_cache],
+            out_specs=of_cache,
         ),
-        input_output_aliases={5: 0},
+        input_output_aliases={len(runs) + 2: 0},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES
         ),
         interpret=interpret,
         name="store_kv",
-    )(*runs, rows, pages)
+    )(*runs, rows, rows, pages)
     return stored
 
 
 def _kernel(
-    run_token: Any,
-    run_length: Any,
-    run_slot: Any,
-    chunk_run: Any,
-    rows_ref: Any,
-    _: Any,
-    pages: Any,
-    strips: Any,
-    arrived: Any,
-    gone: Any,
-    *,
-    chunk: int,
+    token: Any, slot: Any, length: Any, rows: Any, more_rows: Any, old: Any, new: Any
 ) -> None:
-    number = pl.program_id(0)
-    first, stop = chunk_run[number], chunk_run[number + 1]
-    _, parts, heads, strip, _ = strips.shape
-    page_size = pages.shape[3]
-
-    def place(run: Any) -> Any:
-        """The run's strip in the cache."""
-        slot = run_slot[run]
-        page, offset = lax.div(slot, page_size), lax.rem(slot, page_size)
-        start = pl.multiple_of(lax.div(offset, strip) * strip, strip)
-        return pages.at[page, :, :, pl.ds(start, strip)]
-
-    def fetch(run: Any) -> Any:
-        here = lax.rem(run, STRIPS)
-        return pltpu.make_async_copy(place(run), strips.at[here], arrived.at[here])
-
-    def put_back(run: Any) -> Any:
-        here = lax.rem(run, STRIPS)
-        return pltpu.make_async_copy(strips.at[here], place(run), gone.at[here])
-
-    def begin(run: Any) -> None:
-        @pl.when(run < stop)
-        def _() -> None:
-            pl.when(run_length[run] < strip)(lambda: fetch(run).start())
-
-    def insert(run: Any) -> None:
-        """Put the run's rows into its strip."""
-        start, offset = run_token[run] - number * chunk, lax.rem(run_slot[run], strip)
-        # Two strips of the new rows hold the run; turned, they have it where it belongs.
-        aligned = pl.multiple_of(
-            jnp.minimum(lax.div(start, strip) * strip, chunk - 2 * strip), strip
-        )
-        turn = lax.rem(offset - (start - aligned) + 2 * strip, 2 * strip)
-        row = lax.broadcasted_iota(jnp.int32, (strip, 1), 0)
-        ours = (row >= offset) & (row < offset + run_length[run])
-        here = lax.rem(run, STRIPS)
-        for part in range(parts):
-            for head in range(heads):
-                new = rows_ref[part, head, pl.ds(aligned, 2 * strip)].astype(jnp.float32)
-                new = pltpu.roll(new, turn, 0)[:strip]
-                old = strips[here, part, head].astype(jnp.float32)
-                strips[here, part, head] = jnp.where(ours, new, old).astype(strips.dtype)
-
-    def one(run: Any, _: None) -> None:
-        pl.when(run - first >= STRIPS // 2)(lambda: put_back(run - STRIPS // 2).wait())
-        begin(run + STRIPS // 2)
-        pl.when(run_length[run] < strip)(lambda: fetch(run).wait())
-        insert(run)
-        put_back(run).start()
-
-    lax.fori_loop(first, jnp.minimum(first + STRIPS // 2, stop), lambda run, _: begin(run), None)
-    lax.fori_loop(first, stop, one, None)
-    last = jnp.maximum(first, stop - STRIPS // 2)
-    lax.fori_loop(last, stop, lambda run, _: put_back(run).wait(), None)
+    """Put a run's rows into its strip."""
+    run = pl.program_id(0)
+    _, parts, heads, strip, _ = new.shape
+    offset = lax.rem(slot[run], strip)
+    # Two strips of the rows, turned, have the run where it belongs.
+    turn = lax.rem(offset - lax.rem(token[run], strip) + 2 * strip, 2 * strip)
+    row = lax.broadcasted_iota(jnp.int32, (strip, 1), 0)
+    ours = (row >= offset) & (row < offset + length[run])
+    for part, head in itertools.product(range(parts), range(heads)):
+        both = jnp.concatenate([rows[part, head], more_rows[part, head]]).astype(jnp.float32)
+        turned = pltpu.roll(both, turn, 0)[:strip]
+        kept = old[0, part, head].astype(jnp.float32)
+        new[0, part, head] = jnp.where(ours, turned, kept).astype(new.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engine.errors import UnsupportedError
 
+GROUP_PAGES = 8  # of a group, at most: each is an operand of the kernel
 GROUP_TOKENS = 512  # of a group of pages, at most
 GROUP_BYTES = 2 * 2**20  # of a group of pages, at most, unless one page has more
 BLOCK_ROWS = 512  # of a block of queries for one key/value head, at most
@@ -18,7 +19,7 @@ SMEM_BYTES = 960 * 2**10  # of 1 MiB; the rest is the compiler's
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
-    block_queries: int  # tokens of a block of queries: a power of two; 1 where each is a request's
+    block_queries: int  # tokens of a block of queries: a power of two
     group_pages: int  # pages of a group
     head_groups: int  # key/value heads are shared out to so many cores
     heads_together: int  # heads whose products may overlap
@@ -46,7 +47,7 @@ def choose(
         page: (parts, K, S, L), as `pages.page_shape` says.
         itemsize: bytes of a number of the cache.
         table_pages: entries of a request's block table.
-        decode: every request has one row.
+        decode: of every request one row at most.
         cores: that share a device's work.
 
     Raises:
@@ -56,7 +57,8 @@ def choose(
     head_groups = cores if num_kv_heads % cores == 0 else 1
     heads, per_head = num_kv_heads // head_groups, num_heads // num_kv_heads
     page_bytes = parts * heads * page_size * lanes * itemsize
-    group = max(1, min(GROUP_TOKENS // page_size, GROUP_BYTES // page_bytes, table_pages))
+    group = min(GROUP_PAGES, GROUP_TOKENS // page_size, GROUP_BYTES // page_bytes, table_pages)
+    group = max(1, group)
     most = min(128, BLOCK_ROWS // per_head, BLOCK_BYTES // (heads * per_head * lanes * itemsize))
     queries = 1 if decode else _power_of_two(max(32 // itemsize, min(most, tokens)))
     rows = -(-per_head * queries // 8) * 8
@@ -74,12 +76,11 @@ def choose(
             f" lanes needs {vmem_bytes // 2**20} MiB of a core's memory, of which it may have"
             f" {VMEM_BYTES // 2**20}; ask for a smaller block size or more devices"
         )
-    blocks = -(-tokens // queries)
+    pairs = requests if decode else -(-tokens // queries) + requests
     groups = -(-table_pages // group)
     if window is not None:  # a pair sees so many tokens, from anywhere in a group
         groups = min(groups, (window + queries - 3) // (group * page_size) + 2)
-    pairs = blocks if decode else blocks + requests
-    smem_bytes = 4 * (requests * table_pages + pairs * groups + 3 * pairs + 2 * requests + 2048)
+    smem_bytes = 4 * (pairs * groups * (group + 1) + 5 * pairs + 2048)
     if smem_bytes > SMEM_BYTES:
         raise UnsupportedError(
             f"{requests} requests of {table_pages} blocks need {smem_bytes // 1024} KiB of a core's"

@@ -105,7 +105,7 @@ def test_caches_are_donated_and_take_the_old_ones_memory(engines):
     assert all(array.is_deleted() for array in before)
     assert [one.array.unsafe_buffer_pointer() for one in caches] == places
     held = sum(one.array.nbytes for one in caches)
-    steps = [one for one in programs(engine).values() if one._pages]
+    steps = [one for one in programs(engine).values() if one.pages]
     assert len(steps) >= 4
     for program in steps:
         assert program.compiled.memory_analysis().alias_size_in_bytes == held
@@ -113,12 +113,12 @@ def test_caches_are_donated_and_take_the_old_ones_memory(engines):
 
 def test_weights_are_arguments_and_lie_on_the_chip_once(engines):
     engine = engines()
-    steps = [one for one in programs(engine).values() if one._pages]
-    model = sum(one.nbytes for one in steps[0]._weights)
+    steps = [one for one in programs(engine).values() if one.pages]
+    model = sum(one.nbytes for one in steps[0].weights)
     for program in steps:
-        assert [id(one) for one in program._weights] == [id(one) for one in steps[0]._weights]
+        assert [id(one) for one in program.weights] == [id(one) for one in steps[0].weights]
         arguments = program.compiled.memory_analysis().argument_size_in_bytes
-        assert arguments >= model + sum(one.array.nbytes for one in program._pages)
+        assert arguments >= model + sum(one.array.nbytes for one in program.pages)
     total = engine.loop.runner.model.num_bytes
     output = 96 * 64 * 4  # the output layer is in the projections alone
     assert total - output <= model < total
@@ -127,7 +127,7 @@ def test_weights_are_arguments_and_lie_on_the_chip_once(engines):
 def test_weights_are_divided_over_the_chips(engines):
     """Every matrix of the tiny model can be; its norms are whole on each chip."""
     engine = engines(2)
-    weights = next(one._weights for one in programs(engine).values() if one._pages)
+    weights = next(one.weights for one in programs(engine).values() if one.pages)
     for array in weights:
         [shape] = {shard.data.shape for shard in array.addressable_shards}
         whole = array.size == torch.Size(shape).numel()
@@ -142,7 +142,7 @@ def test_only_sums_are_exchanged_within_a_step(engines):
             name: text.count(f" {name}(") + text.count(f" {name}-start(")
             for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute")
         }
-        if program._pages:
+        if program.pages:
             assert counts == {
                 "all-reduce": ALL_REDUCES,
                 "all-gather": 0,
@@ -197,4 +197,4 @@ def test_what_the_compiler_finds_too_large_is_out_of_memory(engines, monkeypatch
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", exhausted)
     with pytest.raises(torch.OutOfMemoryError, match="RESOURCE_EXHAUSTED: Ran out of memory"):
-        platform.programs.make(lambda x: x + 1, (1.0,))
+        platform.programs.compile(lambda x: x + 1, (1.0,))

@@ -7,7 +7,7 @@ import torch
 
 from engine.ops import fill
 from engine.platform import OpTable
-from engine_tpu.logits import ChipLogits
+from engine_tpu.arrays import ChipTensor
 from engine_tpu.placement import Placement
 from engine_tpu.programs import Programs
 from engine_tpu.sampling import Sampling
@@ -101,7 +101,7 @@ def test_what_a_filter_drops_is_never_drawn(sampling):
 
 
 def test_sizes_between_buckets_make_no_program(sampling):
-    sampling.prepare(jax.numpy.zeros((16, 96)))
+    sampling.prepare((16, 96))
     before = sampling._programs.num_compiled
     for rows in (5, 9, 16):
         sampling.argmax(scores(rows, 96))
@@ -110,8 +110,8 @@ def test_sizes_between_buckets_make_no_program(sampling):
 
 def test_logits_stay_on_the_chips_until_torch_computes_with_them(sampling):
     array = jax.numpy.asarray(scores(4, 96).numpy())
-    logits = ChipLogits(array, 4)[:3]
-    assert isinstance(logits, ChipLogits)
+    logits = ChipTensor(array, 4)[:3]
+    assert isinstance(logits, ChipTensor)
     assert logits.shape == (3, 96)
     wanted = torch.from_numpy(np.array(array))[:3]
     assert torch.equal(sampling.argmax(logits)[1], wanted.argmax(-1))

@@ -16,14 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from engine.errors import UnsupportedError
 from engine_tpu.kernels import attention, tiling
 from engine_tpu.kernels.attention import ragged_paged_attention
-from engine_tpu.kernels.copy import copy_pages
 from engine_tpu.kernels.pages import page_shape
 from engine_tpu.kernels.store import store_kv
+from engine_tpu.plain import copy_pages
 
 pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-NUM_PAGES = 64
+NUM_PAGES = 2**14  # more than a core has memory for: a copy of the cache would be seen
 
 
 @functools.cache
@@ -108,8 +108,8 @@ def core_memory(program: jax.stages.Compiled) -> list[int]:
 def test_a_step_compiles_for_every_chip_alone_and_for_four_in_place(chip: str, count: int) -> None:
     """Store, prompts, decodes and copies: the cache that goes in is the memory that comes out."""
     program = compiled(chip, count, copies=True)
-    assert len(kernels(program)) == 4
-    assert 0 < max(core_memory(program)) <= tiling.VMEM_BYTES  # copies use none
+    assert len(kernels(program)) == 3, "copies are the compiler's own"
+    assert 0 < max(core_memory(program)) <= tiling.VMEM_BYTES
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes == cache_bytes() // count
     assert memory.temp_size_in_bytes < 2**20
@@ -164,7 +164,7 @@ def test_what_follows_from_the_metadata_is_computed_once_for_all_layers() -> Non
 
 def test_the_largest_tables_that_are_not_refused_fit_in_scalar_memory() -> None:
     largest = {"requests": 128, "tokens": 128, "heads": 1, "kv_heads": 1, "decode": True}
-    assert len(kernels(compiled(**largest, table=1780))) == 2
+    assert len(kernels(compiled(**largest, table=1688))) == 2
     with pytest.raises(UnsupportedError, match="scalar memory"):
         compiled(**largest, table=1800)
 
