@@ -1,16 +1,18 @@
 """Writes docs/devices.md, the table of features by platform, from the certificates.
 
     engine certify --device NAME --json docs/certificates/NAME.json
+    python tools/certify_without_device.py NAME_on_cpu --json docs/certificates/NAME_on_cpu.json
     python tools/device_table.py
 
 Nothing in the table is claimed by hand: a feature is there when the platform declares it and every
 case of the kit that needs it passed. A device that an extra of pyproject.toml names and that nobody
-certified, is untested.
+certified, is untested on hardware: what a stand-in of stand_ins.toml showed of its platform's code
+is in a table of its own.
 """
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CERTIFICATES = ROOT / "docs" / "certificates"
 PAGE = ROOT / "docs" / "devices.md"
+STAND_INS = ROOT / "tools" / "stand_ins.toml"
 
 FORMAT = 2
 UNTESTED = "untested"
+ON_HARDWARE = "untested on hardware"
 
 #: Extras that name no device.
 NO_DEVICES = {"dev"}
@@ -35,7 +39,7 @@ LEVELS = (
     "shapes",
     "faults",
     "ranks",
-    "perf",
+    "perf",  # only when asked for
 )
 
 #: Feature: the capability that declares it, and the cases that need it.
@@ -55,23 +59,45 @@ Written by `tools/device_table.py` from the certificates in [certificates/](cert
 `engine certify --device NAME --json FILE` makes. Do not edit.
 
 *yes*: the platform declares it, and every case of the conformance kit that needs it passed. *no*:
-it does not declare it. *declared*: the kit has no case that passed for it. *untested*: nobody has
-certified such a device; there is no platform for it here, or none of us has one.
+it does not declare it. *declared*: the kit has no case that passed for it. *in part*: what
+was examined passed, and some levels were not. *untested*: that level was not looked at. *untested
+on hardware*: nobody has certified such a device; there is no platform for it here, or none of
+us has one.
 """
 
+WITHOUT = """\
+## Without the device: the platform's own code on a CPU
 
-def page(certificates: Sequence[dict[str, Any]], extras: Sequence[str]) -> str:
+Certificates of stand-ins, which `tools/certify_without_device.py` makes: the platform's classes as
+they are, but for what only the device can do. They say that the code keeps the contract; nothing of
+the device, its compiler or its speed.
+"""
+
+#: By the stand-in's name: `of` which platform it is, and what it `replaces`.
+StandIns = Mapping[str, Mapping[str, Any]]
+
+
+def page(certificates: Sequence[dict[str, Any]], extras: Sequence[str], stand_ins: StandIns) -> str:
     """The whole file."""
-    certified = {one["platform"] for one in certificates}
-    untested = [name for name in extras if name not in certified]
-    names = [one["device"] for one in certificates] + untested
-    lines = [INTRODUCTION, _row("", names), _row("---", ["---"] * len(names))]
-    for title, cells in _rows(certificates):
-        lines.append(_row(title, [*cells, *[UNTESTED] * len(untested)]))
-    lines.append("")
-    for one in certificates:
+    real = [one for one in certificates if one["platform"] not in stand_ins]
+    certified = {one["platform"] for one in real}
+    missing = [name for name in extras if name not in certified]
+    lines = [INTRODUCTION, *_table(real, missing), ""]
+    for one in real:
         lines += _details(one)
+    if without := [one for one in certificates if one["platform"] in stand_ins]:
+        lines += [WITHOUT, *_table(without), ""]
+        for one in without:
+            lines += _details(one, stand_ins[one["platform"]])
     return "\n".join(lines)
+
+
+def _table(certificates: Sequence[dict[str, Any]], missing: Sequence[str] = ()) -> list[str]:
+    names = [*(one["device"] for one in certificates), *missing]
+    lines = [_row("", names), _row("---", ["---"] * len(names))]
+    for number, (title, cells) in enumerate(_rows(certificates)):
+        lines.append(_row(title, [*cells, *[UNTESTED if number else ON_HARDWARE] * len(missing)]))
+    return lines
 
 
 def _rows(certificates: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -106,7 +132,9 @@ def _rows(certificates: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]
 
 
 def _verdict(certificate: dict[str, Any]) -> str:
-    return f"{'yes' if certificate['passed'] else 'NO'}, {certificate['date']}"
+    examined = {one["name"] for one in certificate["levels"]}
+    answer = "yes" if examined.issuperset(LEVELS[:-1]) else "in part"
+    return f"{answer if certificate['passed'] else 'NO'}, {certificate['date']}"
 
 
 def _state(certificate: dict[str, Any], declared: bool, pattern: str) -> str:
@@ -133,7 +161,7 @@ def _level(certificate: dict[str, Any], level: str) -> str:
     return ", ".join(f"{count} {name}" for count, name in counts if count)
 
 
-def _details(certificate: dict[str, Any]) -> list[str]:
+def _details(certificate: dict[str, Any], stand_in: Mapping[str, Any] | None = None) -> list[str]:
     contract = ".".join(map(str, certificate["contract"]["plugin"]))
     versions = ", ".join(
         f"{name} {version}" for name, version in certificate["versions"].items() if version
@@ -145,6 +173,8 @@ def _details(certificate: dict[str, Any]) -> list[str]:
         f"* contract {contract}; {versions}",
         f"* {certificate['seconds']:.0f} s for {len(certificate['cases'])} cases",
     ]
+    if stand_in is not None:
+        lines.insert(2, f"* the code of `{stand_in['of']}`: {stand_in['replaces']}")
     for one in certificate["cases"]:
         if one["level"] == "perf" and "values" in one:
             share = one["values"]["share"]
@@ -178,6 +208,10 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: str(one["device"]))
 
 
+def read_stand_ins(path: Path) -> StandIns:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def read_extras(pyproject: Path) -> list[str]:
     """Devices that may be installed for, in the order of pyproject.toml."""
     extras = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
@@ -185,7 +219,8 @@ def read_extras(pyproject: Path) -> list[str]:
 
 
 def main() -> None:
-    text = page(read_certificates(CERTIFICATES), read_extras(ROOT / "pyproject.toml"))
+    extras, stand_ins = read_extras(ROOT / "pyproject.toml"), read_stand_ins(STAND_INS)
+    text = page(read_certificates(CERTIFICATES), extras, stand_ins)
     PAGE.write_text(text, encoding="utf-8")
 
 
