@@ -268,6 +268,7 @@ class ModelRunner(Runner):
                 self._graphs.warm_up(self._forward, self._warm_up_inputs)
             else:
                 self._static.warm_up(self._graphs, self._forward, self.model.logits)
+            self.platform.synchronize()  # or the first request would wait for what was only started
         except torch.OutOfMemoryError as error:
             if not may_shrink:
                 raise

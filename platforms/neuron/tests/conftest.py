@@ -1,6 +1,5 @@
 """On the host, the platform is that of tests/support/neuron_on_cpu.py."""
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -8,10 +7,6 @@ import torch
 
 from engine.testing.checks import tiny_model
 from engine_neuron import installed
-
-#: pytest listens to loggers that do not propagate; where somebody listens to this one, torch writes
-#: down whatever Dynamo does.
-logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,9 @@ class JaxPlatform(CompiledPlatform):
         ops.register(table, self.name)
         self._sampling.register(table, self.name)
 
+    def synchronize(self) -> None:
+        jax.block_until_ready(jax.live_arrays())
+
     def _choose(self, indices: tuple[int, ...], count: int) -> list[jax.Device]:
         """
         Raises:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,7 +10,7 @@ from engine.plugins import PluginManager
 from engine.request import Submission
 from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
 from engine.testing.checks.driving import run
-from engine.testing.checks.interposed import GraphsAround, Parts, interpose
+from engine.testing.checks.interposed import GraphsAround, Interposed, Parts, interpose
 from engine.testing.checks.subject import OnlyThis
 
 SIZES = st.integers(1, 5000)
@@ -49,6 +51,30 @@ def test_a_dummy_batch_gives_each_prompt_blocks_of_its_own():
     batch = dummy_batch([(16, 20), (0, 3)], block_size=8)
     assert [part.blocks for part in batch.slices] == [(0, 1, 2), (3,)]
     assert batch.num_tokens == 7
+
+
+def test_a_dummy_batch_begins_anew_where_a_small_cache_ends():
+    batch = dummy_batch([(0, 20), (0, 9)], block_size=8, num_blocks=4)
+    assert [part.blocks for part in batch.slices] == [(0, 1, 2), (3, 0)]
+
+
+def test_an_engine_is_loaded_when_the_device_is_done_with_its_warm_up():
+    seen: list[str] = []
+
+    class Graphs(GraphsAround):
+        def warm_up(self, forward, make_inputs):
+            seen.append("warm_up")
+            super().warm_up(forward, make_inputs)
+
+    class Watched(Interposed):
+        def synchronize(self):
+            seen.append("synchronize")
+
+    cpu = PluginManager().select("cpu")
+    parts = Parts(graphs=Graphs)
+    spec = replace(cpu, create=lambda config, rank: Watched(cpu.create(config, rank), parts))
+    assemble({"device": "cpu", "max_model_len": 64, "num_blocks": 16}, OnlyThis(spec)).close()
+    assert seen[-2:] == ["warm_up", "synchronize"]
 
 
 def test_an_engine_for_one_short_request_starts_and_answers():
