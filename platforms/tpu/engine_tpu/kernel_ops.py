@@ -55,18 +55,9 @@ def _attend(
     decode: bool,
 ) -> tuple[jax.Array, jax.Array]:
     pages = store_kv(pages, k, v, slots)
-    out = ragged_paged_attention(
-        q,
-        pages,
-        lengths,
-        table,
-        query_start,
-        scale=scale,
-        window=window or None,
-        soft_cap=soft_cap or None,
-        decode=decode,
-    )
-    return out, pages
+    limits: dict[str, Any] = {"window": window or None, "soft_cap": soft_cap or None}
+    step = (lengths, table, query_start)
+    return ragged_paged_attention(q, pages, *step, scale=scale, decode=decode, **limits), pages
 
 
 class TorchTpuAttention(PagedAttention):
