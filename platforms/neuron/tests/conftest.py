@@ -1,7 +1,10 @@
 """On the host, the platform is that of tests/support/neuron_on_cpu.py."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import neuron_on_cpu
 import pytest
 import torch
 
@@ -22,7 +25,9 @@ def kernels_here(monkeypatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_program_cache(tmp_path, monkeypatch) -> None:
+def surroundings(tmp_path, monkeypatch) -> None:
+    """Programs are kept in a folder of the test's own, and other processes find the stand-in."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(neuron_on_cpu.__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("ENGINE_PROGRAM_CACHE", str(tmp_path))
     for variable in ("TORCH_NEURONX_NEFF_CACHE_DIR", "NEURON_COMPILE_CACHE_URL"):
         monkeypatch.delenv(variable, raising=False)
