@@ -96,7 +96,8 @@ def _describe(writer: Any, config: Mapping[str, Any]) -> None:
 def _add_vocabulary(writer: Any, size: int) -> None:
     """Token n is "n", as in the folder's own tokenizer. Prompts come as ids, nothing is merged.
 
-    The format needs an end of sequence; the last token is called that, and runs ignore it.
+    The format needs a merge and an end of sequence; the last token is called that, and runs ignore
+    it.
     """
     import gguf
 
@@ -104,7 +105,7 @@ def _add_vocabulary(writer: Any, size: int) -> None:
     writer.add_tokenizer_pre("default")
     writer.add_token_list([str(number) for number in range(size)])
     writer.add_token_types([gguf.TokenType.NORMAL] * size)
-    writer.add_token_merges([])
+    writer.add_token_merges(["1 0"])
     writer.add_bos_token_id(size - 1)
     writer.add_eos_token_id(size - 1)
     writer.add_add_bos_token(False)
