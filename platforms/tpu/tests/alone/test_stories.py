@@ -83,6 +83,6 @@ def calculated():
     return answers, tokens
 
 
-@pytest.mark.parametrize("chips", [1, 2])  # it has two key/value heads
+@pytest.mark.parametrize("chips", [1, 4])  # it has two key/value heads: each is on two chips
 def test_the_embedded_model_calculates_as_on_the_cpu_platform(calculated, chips):
     assert calculate(f"tpu_simulated:chips={chips}") == calculated
