@@ -177,9 +177,9 @@ class Scheduler:
 
     def _paced(self) -> int:
         """The most tokens of a step: fewer while somebody decodes than while nobody does."""
-        most = self.max_batch_tokens
-        if decodes := sum(map(_decodes, self.running)):
-            most = min(most, decodes + self.pace.limit)
+        most, prompts = self.max_batch_tokens, self.pace.limit
+        if prompts < most and (decodes := sum(map(_decodes, self.running))):
+            return min(most, decodes + prompts)
         return most
 
     def _continue(self, step: _Step, requests: Iterable[Request]) -> None:
