@@ -46,19 +46,21 @@ def http(setup: Setup) -> Outcome:
 
 
 def stream(
-    port: int, prompts: Sequence[list[int]], counts: Sequence[int]
+    port: int, prompts: Sequence[list[int]], counts: Sequence[int], at_once: int | None = None
 ) -> tuple[float, list[list[float]]]:
-    """All streams at once, against any server of the OpenAI API whose model is called "bench".
+    """Against any server of the OpenAI API whose model is called "bench".
+
+    `at_once`: so many streams are open; where one ends, the next request is sent. None: all.
 
     Returns:
-        The seconds it took, and of each stream when it was sent and when each event came.
+        The seconds it took, and of each request when it was sent and when each event came.
 
     Raises:
         RuntimeError: a stream broke, or is not as long as asked for.
     """
     asyncio.run(_stream(port, prompts[0][:4], 4))  # what is lazy happens here
     began = time.perf_counter()
-    times = asyncio.run(_all(port, prompts, counts))
+    times = asyncio.run(_all(port, prompts, counts, at_once or len(prompts)))
     return time.perf_counter() - began, times
 
 
@@ -68,9 +70,16 @@ def waits(times: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
     return firsts, sorted(b - a for one in times for a, b in pairwise(one[1:]))
 
 
-async def _all(port: int, prompts: Sequence[list[int]], counts: Sequence[int]) -> list[list[float]]:
-    streams = [_stream(port, prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
-    return await asyncio.gather(*streams)
+async def _all(
+    port: int, prompts: Sequence[list[int]], counts: Sequence[int], at_once: int
+) -> list[list[float]]:
+    waiting = iter(zip(prompts, counts, strict=True))
+
+    async def one_after_another() -> list[list[float]]:
+        return [await _stream(port, prompt, count) for prompt, count in waiting]
+
+    streams = await asyncio.gather(*[one_after_another() for _ in range(at_once)])
+    return [times for stream in streams for times in stream]
 
 
 async def _stream(port: int, prompt: list[int], count: int) -> list[float]:

@@ -14,6 +14,8 @@ from comparison.roster import LOAD_S, Gate
 from comparison.variants import Job, Peers, Variant
 
 STREAMS = (1, 4, 16, 64)
+# Each stream sends one request after another, so that prompts come while others decode; in all:
+REQUESTS_A_STREAM, MOST_REQUESTS = 4, 64
 
 
 def measure(
@@ -29,12 +31,13 @@ def measure(
         port,
     ):
         for streams in STREAMS:
-            prompts, counts = mixture(random.Random(f"{seed} {streams}"), streams, size)
+            requests = min(REQUESTS_A_STREAM * streams, MOST_REQUESTS)
+            prompts, counts = mixture(random.Random(f"{seed} {streams}"), requests, size)
             try:
                 group.pause()
                 with gate.closed():
                     group.go_on()
-                    seconds, times = stream(port, prompts, counts)
+                    seconds, times = stream(port, prompts, counts, streams)
             except (RuntimeError, OSError) as error:
                 raise PeerError(f"{streams} streams: {error}") from error
             firsts, gaps = waits(times)

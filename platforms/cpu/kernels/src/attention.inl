@@ -631,7 +631,7 @@ void attention(const Attention& args, Team& team) {
     const AttentionShape& shape = args.plan->shape;
     const bool little = args.plan->work < ALONE;
     if (little && team.rank > 0) return;
-    Team alone{0, 1, team.gate, team.shared};
+    Team alone{0, 1, team.gate, team.shared, nullptr};
     with_kv_dtype(shape.kv_dtype,
                   [&](auto type) { attention_of<decltype(type)>(args, little ? alone : team); });
 }

@@ -6,6 +6,8 @@ constexpr int64_t LEFT_BYTES = 512 * 1024;
 // Rows of a panel that stay in the first-level cache while tiles pass by; even, for the pairs. Many
 // tiles multiply with floats, which take twice the room.
 constexpr int64_t DEPTH = 256, FLOAT_DEPTH = 128;
+// Rows with which two panels are multiplied at once: as many as the registers hold.
+constexpr int FEW_ROWS = MOST_ROWS / 2;
 // From so many tiles on, making floats of a part of a panel costs less than it saves.
 constexpr int64_t WIDENING_TILES = 5;
 
@@ -111,8 +113,12 @@ struct LeftBlock {
     Y* y;
 };
 
+// Bytes of a panel's row, or pair of rows.
+template <class W>
+constexpr int64_t ROW_BYTES = PANEL * (std::is_same_v<W, bf16> ? 2 : 1) * int64_t(sizeof(W));
+
 // A block times one panel, one part of the panel's rows after the other. Of many tiles, each fetches
-// its share of the part that comes next in memory; for a few that is more than they can wait for.
+// its share of the part that comes next in memory at once; few do so bit by bit.
 template <class W, class Y>
 void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p, V* sums,
                     float* wide) {
@@ -123,7 +129,7 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p,
     for (int64_t from = 0; from < k; from += most) {
         const int64_t depth = k - from < most ? k - from : most;
         const W* part = panel + panel_size<W>(from);
-        const auto* ahead = reinterpret_cast<const char*>(part + panel_size<W>(depth));
+        const auto* next = reinterpret_cast<const char*>(part + panel_size<W>(depth));
         const int64_t bytes = panel_size<W>(depth) * int64_t(sizeof(W));
         const int64_t share = round_up(ceil_div(bytes, block.tiles), 64);
         const auto each_tile = [&](const auto* w) {
@@ -131,12 +137,14 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p,
                 for (int64_t t = 0; t < block.tiles; t++) {
                     const int64_t begin = block.begins[t], rows = block.begins[t + 1] - begin;
                     V* partial = sums + (column / SUB * block.rows + begin) * NV;
-                    if (floats && column == 0)
+                    Ahead ahead = ahead_of(part, bytes, ROW_BYTES<W>, t, block.tiles);
+                    if (column > 0 || floats) ahead.step = 0;
+                    if (column == 0 && floats)
                         for (int64_t line = 0; line < share; line += 64)
-                            __builtin_prefetch(ahead + t * share + line, 0, 2);
+                            __builtin_prefetch(next + t * share + line, 0, 2);
                     multiply_tile(rows,
                                   block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from), w,
-                                  depth, column, partial, from > 0);
+                                  depth, column, ahead, partial, from > 0);
                     if (from + depth == k)
                         store_tile(rows, partial, args, block.y + begin * args.y_stride,
                                    p * PANEL + column);
@@ -154,6 +162,32 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p,
     }
 }
 
+// Few rows: what takes time is to read the panels, and a processor reads two places at once faster
+// than one. `count` panels from `first` on, half of them beside the other half.
+template <class W, class Y>
+void multiply_few(const Linear& args, const LeftBlock<W, Y>& block, int64_t first, int64_t count) {
+    constexpr int PASSES = PANEL / SUB;
+    const int64_t k = args.k, half = count / 2, apart = half * panel_size<W>(k);
+    const int64_t most = PASSES == 1 ? round_up(k, 2) : DEPTH;  // what is read again stays near
+    with_rows<FEW_ROWS>(block.rows, [&](auto rows) {
+        for (int64_t p = first; p < first + half; p++) {
+            V sums[PASSES][2][rows][NV] = {};
+            const W* panel = static_cast<const W*>(args.w) + p * panel_size<W>(k);
+            for (int64_t from = 0; from < k; from += most) {
+                const W* part = panel + panel_size<W>(from);
+                for (int pass = 0; pass < PASSES; pass++)
+                    multiply<rows>(block.left + tile_size<W>(rows, from), part, apart,
+                                   k - from < most ? k - from : most, pass * SUB,
+                                   ahead_of(part, 0, ROW_BYTES<W>, 0, 1), sums[pass]);
+            }
+            for (int pass = 0; pass < PASSES; pass++)
+                for (int which = 0; which < 2; which++)
+                    store_tile(rows, sums[pass][which][0], args, block.y,
+                               (p + which * half) * PANEL + pass * SUB);
+        }
+    });
+}
+
 template <class W, class Y>
 void linear_of(const Linear& args, int64_t tokens, Team& team) {
     const int64_t k = args.k, most = rows_of_block<W>(k, tokens);
@@ -168,7 +202,6 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
     auto* wide = reinterpret_cast<float*>(sums + sums_size);
     auto* begins = reinterpret_cast<int32_t*>(wide + wide_size);
     auto* own = reinterpret_cast<Entry<W>*>(begins + most_tiles);
-    const Range panels = team.part(ceil_div(args.n, PANEL));
     int64_t number = 0;
     for (int64_t start = 0; start < tokens; start += most, number++) {
         const int64_t rows = tokens - start < most ? tokens - start : most;
@@ -184,8 +217,13 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
         if (together) team.barrier();
         const LeftBlock<W, Y> block{left, rows, tiles, begins,
                                     static_cast<Y*>(args.y) + start * args.y_stride};
-        for (int64_t p = panels.begin; p < panels.end; p++)
-            multiply_block(args, block, p, sums, wide);
+        team.share(ceil_div(args.n, PANEL), number, [&](int64_t p, int64_t end) {
+            if (tokens <= FEW_ROWS) {
+                multiply_few(args, block, p, end - p);
+                p += (end - p) / 2 * 2;
+            }
+            for (; p < end; p++) multiply_block(args, block, p, sums, wide);
+        });
     }
 }
 

@@ -125,63 +125,95 @@ EK_INLINE V dot_pairs(V acc, U w, uint32_t a) {
 
 EK_INLINE U load_bits(const void* p) { return *static_cast<const UAnywhere*>(p); }
 
-// acc[m][v] += the sum over k of a[k][m] * panel[k][column + v * LANES ...].
-template <int MR, class W>
-EK_INLINE void multiply(const Entry<W>* a, const W* panel, int64_t k, int64_t column,
-                        V (&acc)[MR][NV]) {
-    constexpr int AHEAD = 2048 / sizeof(W);  // elements: a prefetcher stops at the end of a page
+// What to fetch while panels are multiplied: for each row (or pair, or quad) the lines at `at` and
+// `at + other`; then `at` moves on by `step`.
+struct Ahead {
+    const std::byte* at;
+    int64_t step, other;
+
+    EK_INLINE void fetch(int64_t apart = 0) const {
+        __builtin_prefetch(at + apart);
+        __builtin_prefetch(at + apart + other);
+    }
+};
+
+// What tile `tile` of some fetches while it is multiplied with a part of a panel, rows of `row_bytes`.
+// One tile alone runs at the speed of memory, and fetches what it needs itself a little later: 2 KB,
+// where the processor's own prefetchers stop at the end of a page. Of several tiles the first two
+// fetch a half each of the panel's next part, so that memory is busy while they compute.
+EK_INLINE Ahead ahead_of(const void* part, int64_t bytes, int64_t row_bytes, int64_t tile,
+                         int64_t tiles) {
+    const auto* at = static_cast<const std::byte*>(part);
+    if (tiles == 1) return {at + 2048, row_bytes, 64};
+    if (tile < 2) return {at + bytes + tile * (bytes / 2), row_bytes / 2, 0};
+    return {at, 0, 0};
+}
+
+// acc[p][m][v] += the sum over k of a[k][m] * panel p[k][column + v * LANES ...], of P panels that
+// begin `apart` elements from each other. The order of the sum does not depend on MR or P.
+// `ahead`: of the first panel; the same is fetched of the others.
+template <int MR, int P, class W>
+EK_INLINE void multiply(const Entry<W>* a, const W* panels, int64_t apart, int64_t k, int64_t column,
+                        Ahead ahead, V (&acc)[P][MR][NV]) {
     if constexpr (std::is_same_v<W, bf16>) {
-        const W* w = panel + 2 * column;
-        for (int64_t i = 0; i + 1 < k; i += 2, w += 2 * PANEL) {
-            U pairs[NV];
-            for (int v = 0; v < NV; v++) {
-                pairs[v] = load_bits(w + 2 * LANES * v);
-                if constexpr (MR <= 4) __builtin_prefetch(w + 2 * LANES * v + AHEAD);
+        const W* w = panels + 2 * column;
+        for (int64_t i = 0; i + 1 < k; i += 2) {
+#pragma GCC unroll 2
+            for (int p = 0; p < P; p++) {
+                const W* row = w + p * apart;
+                ahead.fetch(p * apart * int64_t(sizeof(W)));
+                U pairs[NV];
+                for (int v = 0; v < NV; v++) pairs[v] = load_bits(row + 2 * LANES * v);
+                if constexpr (EK_DOT_BF16) {
+                    for (int m = 0; m < MR; m++)
+                        for (int v = 0; v < NV; v++)
+                            acc[p][m][v] = dot_pairs(acc[p][m][v], pairs[v], uint32_t(a[m]));
+                } else {
+                    V even[NV], odd[NV];
+                    for (int v = 0; v < NV; v++) {
+                        even[v] = V(pairs[v] << 16);
+                        odd[v] = V(pairs[v] & 0xffff0000u);
+                    }
+                    for (int m = 0; m < MR; m++) {
+                        const V x = splat(a[m]);
+                        for (int v = 0; v < NV; v++) acc[p][m][v] += even[v] * x;
+                    }
+                    for (int m = 0; m < MR; m++) {
+                        const V x = splat(a[MR + m]);
+                        for (int v = 0; v < NV; v++) acc[p][m][v] += odd[v] * x;
+                    }
+                }
             }
-            if constexpr (EK_DOT_BF16) {
-                for (int m = 0; m < MR; m++)
-                    for (int v = 0; v < NV; v++)
-                        acc[m][v] = dot_pairs(acc[m][v], pairs[v], uint32_t(a[m]));
-                a += MR;
-            } else {
-                V even[NV], odd[NV];
-                for (int v = 0; v < NV; v++) {
-                    even[v] = V(pairs[v] << 16);
-                    odd[v] = V(pairs[v] & 0xffff0000u);
-                }
-                for (int m = 0; m < MR; m++) {
-                    const V x = splat(a[m]);
-                    for (int v = 0; v < NV; v++) acc[m][v] += even[v] * x;
-                }
-                for (int m = 0; m < MR; m++) {
-                    const V x = splat(a[MR + m]);
-                    for (int v = 0; v < NV; v++) acc[m][v] += odd[v] * x;
-                }
-                a += 2 * MR;
-            }
+            w += 2 * PANEL;
+            a += EK_DOT_BF16 ? MR : 2 * MR;
+            ahead.at += ahead.step;
         }
         if (k % 2) {  // the other row of the pair is not read: in a cache it may hold anything
-            for (int v = 0; v < NV; v++) {
-                const V even = V(load_bits(w + 2 * LANES * v) << 16);
-                for (int m = 0; m < MR; m++) {
-                    if constexpr (EK_DOT_BF16)
-                        acc[m][v] += even * splat(__builtin_bit_cast(float, uint32_t(a[m]) << 16));
-                    else
-                        acc[m][v] += even * splat(a[m]);
+            for (int p = 0; p < P; p++) {
+                for (int v = 0; v < NV; v++) {
+                    const V even = V(load_bits(w + p * apart + 2 * LANES * v) << 16);
+                    for (int m = 0; m < MR; m++) {
+                        if constexpr (EK_DOT_BF16)
+                            acc[p][m][v] +=
+                                even * splat(__builtin_bit_cast(float, uint32_t(a[m]) << 16));
+                        else
+                            acc[p][m][v] += even * splat(a[m]);
+                    }
                 }
             }
         }
     } else {
-        const W* w = panel + column;
-        for (int64_t i = 0; i < k; i++, w += PANEL, a += MR) {
-            V row[NV];
-            for (int v = 0; v < NV; v++) {
-                row[v] = load(w + LANES * v);
-                if constexpr (MR <= 4) __builtin_prefetch(w + LANES * v + AHEAD);
-            }
-            for (int m = 0; m < MR; m++) {
-                const V x = splat(a[m]);
-                for (int v = 0; v < NV; v++) acc[m][v] += row[v] * x;
+        const W* w = panels + column;
+        for (int64_t i = 0; i < k; i++, w += PANEL, a += MR, ahead.at += ahead.step) {
+#pragma GCC unroll 2
+            for (int p = 0; p < P; p++) {
+                V row[NV];
+                ahead.fetch(p * apart * int64_t(sizeof(W)));
+                for (int v = 0; v < NV; v++) row[v] = load(w + p * apart + LANES * v);
+                for (int m = 0; m < MR; m++) {
+                    const V x = splat(a[m]);
+                    for (int v = 0; v < NV; v++) acc[p][m][v] += row[v] * x;
+                }
             }
         }
     }
@@ -191,13 +223,14 @@ EK_INLINE void multiply(const Entry<W>* a, const W* panel, int64_t k, int64_t co
 // copy of the many row counts for each W.
 template <class W>
 __attribute__((noinline)) void multiply_tile(int64_t rows, const Entry<W>* a, const W* panel,
-                                             int64_t k, int64_t column, V* sums, bool add) {
+                                             int64_t k, int64_t column, Ahead ahead, V* sums,
+                                             bool add) {
     with_rows(rows, [&](auto count) {
-        V acc[count][NV];
+        V acc[1][count][NV];
         for (int m = 0; m < count; m++)
-            for (int v = 0; v < NV; v++) acc[m][v] = add ? sums[m * NV + v] : V{};
-        multiply<count>(a, panel, k, column, acc);
+            for (int v = 0; v < NV; v++) acc[0][m][v] = add ? sums[m * NV + v] : V{};
+        multiply<count>(a, panel, 0, k, column, ahead, acc);
         for (int m = 0; m < count; m++)
-            for (int v = 0; v < NV; v++) sums[m * NV + v] = acc[m][v];
+            for (int v = 0; v < NV; v++) sums[m * NV + v] = acc[0][m][v];
     });
 }

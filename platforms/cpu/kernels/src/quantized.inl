@@ -299,22 +299,6 @@ void round_tile(std::byte* tile, const T* x, int64_t stride, int64_t rows, int64
     }
 }
 
-// What is fetched while a tile is multiplied: for each 128 bytes of the panel, the lines at `at` and
-// `at + other`; then `at` moves on by `step`.
-struct Ahead {
-    const std::byte* at;
-    int64_t step, other;
-};
-
-// One tile alone runs at the speed of memory, and fetches what it needs itself a little later: 2 KB,
-// where the processor's own prefetchers stop at the end of a page. Of several tiles the first two
-// fetch a half each of the panel's next part, so that memory is busy while they compute.
-EK_INLINE Ahead ahead_of(const std::byte* part, int64_t bytes, int64_t tile, int64_t tiles) {
-    if (tiles == 1) return {part + 2 * PANEL + 2048, 128, 64};
-    if (tile < 2) return {part + bytes + tile * (bytes / 2), 64, 0};
-    return {part, 0, 0};
-}
-
 // total[m][v] += rows of a tile times columns `column` + v * LANES ... of a panel, over `groups`; `first`:
 // the totals are new. Not inlined, for one copy serves every type of x and y.
 template <int BITS, int MR>
@@ -336,8 +320,7 @@ __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::b
         for (int64_t q = 0; q < GROUP<BITS> / 4; q += 8 / BITS, w += 4 * PANEL) {
             U bytes[NV];
             for (int v = 0; v < NV; v++) bytes[v] = load_bits(w + 4 * LANES * v);
-            __builtin_prefetch(ahead.at);
-            __builtin_prefetch(ahead.at + ahead.other);
+            ahead.fetch();
             ahead.at += ahead.step;
             for (int half = 0; half < 8 / BITS; half++, x += MR) {
                 Quads quads[NV];
@@ -396,7 +379,6 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
     V* sums = reinterpret_cast<V*>(
         team.own(size_t(sums_size) * sizeof(V) + size_t(together ? 0 : left_bytes)));
     std::byte* own = reinterpret_cast<std::byte*>(sums + sums_size);
-    const Range panels = team.part(ceil_div(args.n, PANEL));
     int64_t number = 0;
     for (int64_t start = 0; start < tokens; start += block, number++) {
         const int64_t rows = tokens - start < block ? tokens - start : block;
@@ -412,7 +394,7 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
                              args.x_stride, tile.end - tile.begin, args.k);
         }
         if (together) team.barrier();
-        for (int64_t p = panels.begin; p < panels.end; p++) {
+        const auto multiply_panel = [&](int64_t p) {
             const std::byte* panel = static_cast<const std::byte*>(args.w) + p * groups * BLOCK<BITS>;
             for (int64_t part = 0; part < parts; part++) {
                 const Range depth = part_of(groups, part, parts);
@@ -423,7 +405,7 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
                         left + tile.begin * row_bytes + depth.begin * height * ROW_BYTES<BITS>;
                     const std::byte* b = panel + depth.begin * BLOCK<BITS>;
                     const int64_t count = depth.end - depth.begin;
-                    Ahead ahead = ahead_of(b, count * BLOCK<BITS>, t, tiles);
+                    Ahead ahead = ahead_of(b + 2 * PANEL, count * BLOCK<BITS>, 4 * PANEL, t, tiles);
                     for (int64_t sub = 0; sub < SUBS; sub++, ahead = {b, 0, 0}) {
                         V* totals = sums + (tile.begin * SUBS + sub * height) * NV;
                         with_rows<ROWS>(height, [&](auto rows_of_tile) {
@@ -436,7 +418,10 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
                     }
                 }
             }
-        }
+        };
+        team.share(ceil_div(args.n, PANEL), number, [&](int64_t p, int64_t end) {
+            for (; p < end; p++) multiply_panel(p);
+        });
     }
 }
 

@@ -27,9 +27,33 @@ struct Team {
     Barrier& gate;
     std::byte* shared;  // scratch of the whole team, as large as the kernel said it needs
 
+    std::atomic<int64_t>* claims;  // how often `share` was asked for more, in this kernel
+
     void barrier() {
         if (size > 1) gate.wait(size);
     }
+
+    // Calls work(begin, end) with ranges that are 0..count together: first a large one for each
+    // thread, then small ones for whoever is done first, because cores are not equally fast where
+    // others use them too. Every thread calls it with the same count; between two calls in a kernel
+    // is a barrier, and `number` counts them from 0.
+    template <class Work>
+    void share(int64_t count, int64_t number, Work&& work) {
+        if (size == 1) return work(int64_t(0), count);
+        const int64_t grain = count >= 8 * size ? 2 : 1;
+        const int64_t given = count * 3 / 4 / (grain * size) * (grain * size);
+        const Range mine = part_of(given, rank, size, grain);
+        if (mine.begin < mine.end) work(mine.begin, mine.end);
+        // In each earlier call, each thread asked once more than there was.
+        const int64_t grains = ceil_div(count - given, grain), before = number * (grains + size);
+        for (;;) {
+            const int64_t claim = claims->fetch_add(1, std::memory_order_relaxed) - before;
+            if (claim >= grains) return;
+            const int64_t begin = given + claim * grain;
+            work(begin, begin + grain < count ? begin + grain : count);
+        }
+    }
+
     Range part(int64_t count, int64_t grain = 1) const { return part_of(count, rank, size, grain); }
     // Scratch of this thread, aligned to 64 bytes; what it held before is lost.
     std::byte* own(size_t bytes) const;
