@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed
 
 #: A name that `torch.compile` knows, or what makes a callable of a graph and example inputs.
 DynamoBackend: TypeAlias = (
@@ -33,6 +32,7 @@ class ProgramMaker:
         Raises, from what is made:
             OutOfMemoryError: the program does not fit, whether its compiler or its run says so.
         """
+        from torch._dynamo.exc import BackendCompilerFailed  # seconds, for platforms that compile
 
         def count(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
             self.num_compiled += 1

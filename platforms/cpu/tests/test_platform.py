@@ -33,6 +33,16 @@ def platform() -> CpuPlatform:
     return CpuPlatform(EngineConfig())
 
 
+def test_a_start_and_a_first_token_load_no_compiler_of_torch() -> None:
+    """It takes longer to import than all the rest."""
+    code = (
+        "import sys; from engine import LLM, SamplingParams\n"
+        "with LLM(device='cpu') as llm: llm.generate(['1 + 1'], SamplingParams(max_tokens=2))\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_probing_imports_no_torch() -> None:
     code = (
         "import sys, engine_cpu; [spec] = engine_cpu.engine_platforms(); found = spec.probe();"

@@ -25,6 +25,11 @@ from engine_cpu.native.memory import Arena, NotRecordable, record
 class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets pass what looks at the same memory in another way, and computes nothing."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Otherwise torch loads its compiler, for seconds, to tell it to leave this alone."""
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
