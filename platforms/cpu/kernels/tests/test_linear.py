@@ -77,6 +77,17 @@ def test_products_are_right(lib, dtype, outputs, inputs, tokens) -> None:
     assert error(wide_result, x, weight, None) < exact
 
 
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_a_row_gets_the_same_bits_in_any_company(lib, dtype) -> None:
+    """Whether few rows share a reading, many are cut into blocks, or threads share out the end."""
+    weight, x = torch.randn(27 * 32 - 5, 1030).to(dtype), torch.randn(600, 1030).to(dtype)
+    panels = pack(lib, weight)
+    together = apply(lib, x, panels, len(weight), None, to=torch.float32)
+    for rows in (slice(0, 1), slice(3, 9), slice(10, 22), slice(100, 140), slice(599, 600)):
+        alone = apply(lib, x[rows], panels, len(weight), None, to=torch.float32)
+        assert torch.equal(alone, together[rows])
+
+
 def test_a_strided_weight_is_packed(lib) -> None:
     whole = torch.randn(40, 50)
     part = whole[:, 7:31]
