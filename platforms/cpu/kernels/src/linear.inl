@@ -1,8 +1,10 @@
 // Included inside `namespace ek::EK_ISA`, after panel.h. See linear.h.
 
-// Packed rows of the left matrix that stay in the second-level cache while panels pass by; of long
-// rows at least eight tiles, or the panels would be fetched too often.
-constexpr int64_t LEFT_BYTES = 512 * 1024;
+// Packed rows of the left matrix that a panel is multiplied with before the next one comes: at least
+// eight tiles, or the panels would be fetched too often, and at most so many.
+constexpr int64_t LEFT_BYTES = 3 * 1024 * 1024, LEFT_TILES = 32;
+// Panels that take turns with each part of the left rows, which stays in the second-level cache.
+constexpr int64_t TURNS = 4;
 // Rows of a panel that stay in the first-level cache while tiles pass by; even, for the pairs. Many
 // tiles multiply with floats, which take twice the room.
 constexpr int64_t DEPTH = 256, FLOAT_DEPTH = 128;
@@ -14,7 +16,7 @@ constexpr int64_t WIDENING_TILES = 5;
 template <class W>
 int64_t rows_of_block(int64_t k, int64_t tokens) {
     const int64_t fit = LEFT_BYTES / (tile_size<W>(1, k) * 4) / MOST_ROWS;
-    const int64_t rows = (fit > 8 ? fit : 8) * MOST_ROWS;
+    const int64_t rows = std::clamp<int64_t>(fit, 8, LEFT_TILES) * MOST_ROWS;
     return rows < tokens ? rows : tokens;
 }
 
@@ -117,48 +119,60 @@ struct LeftBlock {
 template <class W>
 constexpr int64_t ROW_BYTES = PANEL * (std::is_same_v<W, bf16> ? 2 : 1) * int64_t(sizeof(W));
 
-// A block times one panel, one part of the panel's rows after the other. Of many tiles, each fetches
-// its share of the part that comes next in memory at once; few do so bit by bit.
+// A block times panels first..end, one part of the panels' rows after the other. Of many tiles, each
+// fetches its share of the part that comes next at once; few do so bit by bit, one panel at a time.
 template <class W, class Y>
-void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t p, V* sums,
-                    float* wide) {
+void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t first, int64_t end,
+                    V* sums, float* wide) {
     const int64_t k = args.k;
     const bool floats = std::is_same_v<Entry<W>, float> && block.tiles >= WIDENING_TILES;
-    const int64_t most = floats ? FLOAT_DEPTH : DEPTH;
-    const W* panel = static_cast<const W*>(args.w) + p * panel_size<W>(k);
+    const int64_t most = floats ? FLOAT_DEPTH : DEPTH, turns = floats ? TURNS : 1;
+    if (end - first > turns) {
+        for (int64_t p = first; p < end; p += turns)
+            multiply_block(args, block, p, p + turns < end ? p + turns : end, sums, wide);
+        return;
+    }
+    const W* panels = static_cast<const W*>(args.w);
     for (int64_t from = 0; from < k; from += most) {
         const int64_t depth = k - from < most ? k - from : most;
-        const W* part = panel + panel_size<W>(from);
-        const auto* next = reinterpret_cast<const char*>(part + panel_size<W>(depth));
         const int64_t bytes = panel_size<W>(depth) * int64_t(sizeof(W));
         const int64_t share = round_up(ceil_div(bytes, block.tiles), 64);
-        const auto each_tile = [&](const auto* w) {
-            for (int64_t column = 0; column < PANEL; column += SUB) {
-                for (int64_t t = 0; t < block.tiles; t++) {
-                    const int64_t begin = block.begins[t], rows = block.begins[t + 1] - begin;
-                    V* partial = sums + (column / SUB * block.rows + begin) * NV;
-                    Ahead ahead = ahead_of(part, bytes, ROW_BYTES<W>, t, block.tiles);
-                    if (column > 0 || floats) ahead.step = 0;
-                    if (column == 0 && floats)
-                        for (int64_t line = 0; line < share; line += 64)
-                            __builtin_prefetch(next + t * share + line, 0, 2);
-                    multiply_tile(rows,
-                                  block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from), w,
-                                  depth, column, ahead, partial, from > 0);
-                    if (from + depth == k)
-                        store_tile(rows, partial, args, block.y + begin * args.y_stride,
-                                   p * PANEL + column);
+        for (int64_t p = first; p < end; p++) {
+            const W* part = panels + p * panel_size<W>(k) + panel_size<W>(from);
+            const auto* next = reinterpret_cast<const char*>(
+                p + 1 < end          ? part + panel_size<W>(k)
+                : from + depth < k   ? panels + first * panel_size<W>(k) + panel_size<W>(from + depth)
+                                     : panels + end * panel_size<W>(k));
+            const auto each_tile = [&](const auto* w) {
+                for (int64_t column = 0; column < PANEL; column += SUB) {
+                    for (int64_t t = 0; t < block.tiles; t++) {
+                        const int64_t begin = block.begins[t], rows = block.begins[t + 1] - begin;
+                        V* partial =
+                            sums +
+                            (((p - first) * PANEL + column) / SUB * block.rows + begin) * NV;
+                        Ahead ahead = ahead_of(part, bytes, ROW_BYTES<W>, t, block.tiles);
+                        if (column > 0 || floats) ahead.step = 0;
+                        if (column == 0 && floats)
+                            for (int64_t line = 0; line < share; line += 64)
+                                __builtin_prefetch(next + t * share + line, 0, 2);
+                        multiply_tile(rows,
+                                      block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from),
+                                      w, depth, column, ahead, partial, from > 0);
+                        if (from + depth == k)
+                            store_tile(rows, partial, args, block.y + begin * args.y_stride,
+                                       p * PANEL + column);
+                    }
+                }
+            };
+            if constexpr (WIDENS<W>) {
+                if (floats) {
+                    widen(part, depth, wide);
+                    each_tile(wide);
+                    continue;
                 }
             }
-        };
-        if constexpr (WIDENS<W>) {
-            if (floats) {
-                widen(part, depth, wide);
-                each_tile(wide);
-                continue;
-            }
+            each_tile(part);
         }
-        each_tile(part);
     }
 }
 
@@ -194,8 +208,8 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
     const bool together = team.size > 1 && tokens > MOST_ROWS;
     const size_t left_size = tile_size<W>(most, k);
     auto* shared = reinterpret_cast<Entry<W>*>(team.shared);
-    // Sums of one panel, between its parts; a part of a panel; first rows of tiles.
-    const size_t sums_size = most * PANEL / LANES, wide_size = FLOAT_DEPTH * PANEL;
+    // Sums of panels, between their parts; a part of a panel; first rows of tiles.
+    const size_t sums_size = TURNS * most * PANEL / LANES, wide_size = FLOAT_DEPTH * PANEL;
     const size_t most_tiles = round_up(ceil_div(most, MOST_ROWS) + 1, 16);
     V* sums = reinterpret_cast<V*>(team.own(sums_size * sizeof(V) + (wide_size + most_tiles) * 4 +
                                             (together ? 0 : left_size * sizeof(Entry<W>))));
@@ -222,7 +236,7 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
                 multiply_few(args, block, p, end - p);
                 p += (end - p) / 2 * 2;
             }
-            for (; p < end; p++) multiply_block(args, block, p, sums, wide);
+            if (p < end) multiply_block(args, block, p, end, sums, wide);
         });
     }
 }

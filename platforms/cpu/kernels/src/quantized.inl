@@ -60,6 +60,7 @@ EK_INLINE I dot_quads(I acc, Quads w, Quad x) {
 
 constexpr int ROWS = LANES == 16 ? 6 : 4;  // MR that the registers hold
 constexpr int64_t PART_BYTES = 24 * 1024;  // of a panel, that stay in the first-level cache
+constexpr int64_t LEFT_BYTES = 512 * 1024;  // of the left matrix, that stay in the second-level cache
 
 template <int BITS>
 constexpr int64_t GROUP = quantized_group(BITS);
