@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import psutil
@@ -21,6 +21,14 @@ TIMEOUT_S = 0.3
 
 #: Far more than anything here takes; reached only when something hangs.
 LIMIT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """As Python starts; a shell that runs the tests in the background has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def submission(id: str) -> Submission:

@@ -77,12 +77,12 @@ class Staged(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.pinned = set()
+        self.pinned = {}  # by address, and kept: no other tensor can be where one of these was
         self.num_copies = 0
 
     def pin(self, x):
         copy = x.clone()
-        self.pinned.add(copy.untyped_storage().data_ptr())
+        self.pinned[copy.untyped_storage().data_ptr()] = copy
         return copy
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
