@@ -30,19 +30,42 @@ EK_INLINE void with_dtype(Dtype dtype, F&& f) {
         f(f16{});
 }
 
+// LANES rows of w with 32 bits of each in a lane, to LANES columns of a panel.
+template <class W>
+EK_INLINE void pack_square(const W* w, int64_t stride, W* panel) {
+    U rows[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) std::memcpy(&rows[i], w + i * stride, sizeof(U));
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        if constexpr (std::is_same_v<W, f16>) {
+            const U16 even = __builtin_convertvector(rows[i], U16);
+            const U16 odd = __builtin_convertvector(rows[i] >> 16, U16);
+            std::memcpy(panel + 2 * i * PANEL, &even, sizeof(U16));
+            std::memcpy(panel + (2 * i + 1) * PANEL, &odd, sizeof(U16));
+        } else {
+            std::memcpy(panel + i * PANEL * int64_t(4 / sizeof(W)), &rows[i], sizeof(U));
+        }
+    }
+}
+
 template <class W>
 void pack_panels(const W* w, int64_t stride, W* panels, int64_t k, int64_t n, Team& team) {
-    constexpr int64_t pair = std::is_same_v<W, bf16> ? 2 : 1;
+    constexpr int64_t pair = std::is_same_v<W, bf16> ? 2 : 1, side = LANES * 4 / sizeof(W);
     const Range mine = team.part(ceil_div(n, PANEL));
     for (int64_t p = mine.begin; p < mine.end; p++) {
         W* panel = panels + p * panel_size<W>(k);
-        for (int64_t c = 0; c < PANEL; c++) {
-            const int64_t column = p * PANEL + c;
-            const W* source = w + column * stride;
-            for (int64_t i = 0; i < round_up(k, pair); i++)
+        const W* first = w + p * PANEL * stride;
+        const int64_t columns = std::min(PANEL, n - p * PANEL);
+        int64_t done = 0;
+        for (; columns == PANEL && done + side <= k; done += side)
+            for (int64_t c = 0; c < PANEL; c += LANES)
+                pack_square(first + c * stride + done, stride, panel + done * PANEL + c * pair);
+        for (int64_t c = 0; c < PANEL; c++)
+            for (int64_t i = done; i < round_up(k, pair); i++)
                 panel[i / pair * pair * PANEL + c * pair + i % pair] =
-                    column < n && i < k ? source[i] : W{};
-        }
+                    c < columns && i < k ? first[c * stride + i] : W{};
     }
 }
 
