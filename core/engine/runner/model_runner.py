@@ -35,9 +35,12 @@ from engine.runner.table import Arranged, Indices, RequestTable
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.sampler import Choice, Sampled, Sampler
 
-#: Steps that take longer than this are not measured at their full size, but at this one.
-MEASURE_S = 0.5
-SAMPLE_TOKENS = 64
+#: Largest steps are measured at this size first, then at a multiple of it and so on, as long as the
+#: next one may be expected to take no longer than this. What was multiplied gets some more: small
+#: steps are a few pages, and were found off by a quarter.
+SAMPLE_TOKENS, SAMPLE_GROWTH = 32, 8
+MEASURE_S = 0.15
+MULTIPLIED = 1.25
 
 #: What a cache shrinks to, of itself, where compiled programs did not fit beside it.
 SHRINK = 0.75
@@ -295,12 +298,18 @@ class ModelRunner(Runner):
             rows = min(rows, self._buckets.requests[-1], self._buckets.decodes[-1])
         self._run_dummy([(0, 1)])  # what only the first step does is not counted
         for sizes in largest_steps(most, rows, self.max_model_len):
-            small = smaller_step(sizes, SAMPLE_TOKENS)
-            share = sum(sizes) / sum(stop - start for start, stop in small)
-            needed, took_s = self._run_dummy(small)
-            if share > 1 and self._agreed.all(took_s * share <= MEASURE_S):
-                needed, share = self._run_dummy([(0, size) for size in sizes])[0], 1.0
-            peak = max(peak, int(needed * share))
+            tokens, whole = SAMPLE_TOKENS, sum(sizes)
+            while True:
+                small = smaller_step(sizes, tokens)
+                measured = sum(stop - start for start, stop in small)
+                needed, took_s = self._run_dummy(small)
+                quick = took_s * SAMPLE_GROWTH <= MEASURE_S
+                if measured == whole or not self._agreed.all(quick):
+                    break
+                tokens *= SAMPLE_GROWTH
+            if measured < whole:
+                needed = int(needed * whole / measured * MULTIPLIED)
+            peak = max(peak, needed)
         return peak
 
     def _run_dummy(self, parts: Sequence[tuple[int, int]]) -> tuple[int, float]:
@@ -310,16 +319,17 @@ class ModelRunner(Runner):
         batch = dummy_batch(parts, self.block_size)
         self._allocate(sum(len(part.blocks) for part in batch.slices))
         self.platform.synchronize()
-        before = memory.snapshot().used
         began = time.perf_counter()
         with memory.measure():
             self.execute(batch).result()
             self.platform.synchronize()
             took_s = time.perf_counter() - began
-            needed = memory.snapshot().peak - before
+            peak = memory.snapshot().peak
         self.reset()
+        memory.release_cached()
+        kept = memory.snapshot().used  # a cache may take memory only when it is written
         del self._layers
-        return max(0, needed), took_s
+        return max(0, peak - kept), took_s
 
     def _warm_up_inputs(
         self, num_requests: int, num_tokens: int, shape: Shape | None = None

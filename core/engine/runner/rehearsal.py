@@ -16,7 +16,10 @@ def largest_steps(max_tokens: int, max_requests: int, max_model_len: int) -> lis
 
 def smaller_step(sizes: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
     """Of a step of prompts with these lengths, about `max_tokens` tokens: start:stop of each prompt
-    that is left. They are the last tokens of a long prompt, or a few of many short prompts."""
+    that is left. They are the last tokens of a long prompt, or a few of many short prompts, or all
+    where they are no more."""
+    if sum(sizes) <= max_tokens:
+        return [(0, size) for size in sizes]
     count = max(1, max_tokens // sizes[0])
     return [(max(0, size - max_tokens), size) for size in sizes[:count]]
 
