@@ -4,6 +4,7 @@ load ─→ listen ─→ ready ─┬─ SIGTERM, SIGINT ─→ drain ─→ 0 
                          └─ the engine died ─→ linger ─→ 1
 
 While the engine's process loads, this one imports what answers requests: that takes it a second.
+What conversations are rendered with takes another: a first one that comes earlier waits for it.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -73,17 +75,18 @@ async def _serve(
     template = _read_template(options.chat_template)
     with _bound(options) as listener, _signals() as signals:
         starting = asyncio.create_task(AsyncEngine.start(settings, target=target))
-        importing = asyncio.create_task(asyncio.to_thread(_import_what_answers))
+        answering = asyncio.create_task(asyncio.to_thread(import_module, "engine.server.app"))
+        rendering = asyncio.create_task(_import_renderer(answering))
         stopped = asyncio.create_task(signals.get())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
-            await asyncio.gather(starting, importing, return_exceptions=True)
+            await asyncio.gather(starting, rendering, return_exceptions=True)
             return INTERRUPTED + stopped.result()
         stopped.cancel()
         engine = starting.result()
         try:
-            await importing
+            await answering
             from engine.server.service import Service
 
             trusted = bool(settings.get("trust_remote_code", False))
@@ -92,12 +95,13 @@ async def _serve(
             return await _run(service, listener, signals, show)
         finally:
             await engine.close()
-            await asyncio.gather(importing, return_exceptions=True)
+            await asyncio.gather(rendering, return_exceptions=True)
 
 
-def _import_what_answers() -> None:
-    import_module("engine.server.app")
-    Tokenizer.import_renderer()  # or else the first conversation would wait for it
+async def _import_renderer(answering: "asyncio.Task[ModuleType]") -> None:
+    """Afterwards, or else they would share the time until the engine is ready."""
+    await answering
+    await asyncio.to_thread(Tokenizer.import_renderer)
 
 
 async def _run(
