@@ -21,9 +21,18 @@ struct CacheByte {
 typedef int8_t B __attribute__((vector_size(LANES)));
 typedef int8_t BAnywhere __attribute__((vector_size(LANES), aligned(1), may_alias));
 
+// Spelled out, because GCC 12 converts bytes lane by lane.
 EK_INLINE V load(const CacheByte* p) {
+#if defined(__AVX512F__)
+    return V(_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+#elif defined(__AVX2__)
+    return V(_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
     const B bytes = *reinterpret_cast<const BAnywhere*>(p);
     return __builtin_convertvector(__builtin_convertvector(bytes, I), V);
+#endif
 }
 
 template <class W>
@@ -482,9 +491,8 @@ struct Attend {
             soft_max<n, E>(rows.scores + row * CHUNK, keys, rows.decay + row, rows.most + row,
                            rows.next + row, rows.total + row, IS_BYTE<W> ? v_scales : nullptr);
         };
-        int64_t done = 0;
-        for (; done + 4 <= count; done += 4) soften(done, std::integral_constant<int, 4>{});
-        for (; done < count; done++) soften(done, std::integral_constant<int, 1>{});
+        for (int64_t done = 0; done < count; done += 4)
+            with_rows<4>(std::min<int64_t>(4, count - done), [&](auto n) { soften(done, n); });
         for (int64_t row = 0; row < count; row += LANES) {
             const V decay = exp2(load(rows.most + row) - load(rows.next + row));
             store(rows.decay + row, decay);
