@@ -101,7 +101,10 @@ async def _serve(
 async def _import_renderer(answering: "asyncio.Task[ModuleType]") -> None:
     """Afterwards, or else they would share the time until the engine is ready."""
     await answering
-    await asyncio.to_thread(Tokenizer.import_renderer)
+    try:
+        await asyncio.to_thread(Tokenizer.import_renderer)
+    except Exception:  # nobody waits for this: said here, and to who asks for a conversation
+        log.exception("what renders conversations cannot be imported")
 
 
 async def _run(

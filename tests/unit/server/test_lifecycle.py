@@ -1,5 +1,6 @@
 """Clients that leave, engines that fail or die, servers that are full or shut down."""
 
+import asyncio
 import json
 import threading
 import time
@@ -8,6 +9,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
+from engine.server.serve import Tokenizer, _import_renderer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "Hello"}]
@@ -172,3 +175,15 @@ def test_many_streams_at_once_all_say_the_right_thing(server: Any) -> None:
     for thread in threads:
         thread.join(30)
     assert texts == ["bcdefghi"] * 50
+
+
+async def test_a_renderer_that_cannot_be_imported_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ImportError("half installed")
+
+    monkeypatch.setattr(Tokenizer, "import_renderer", broken)
+    await _import_renderer(asyncio.create_task(asyncio.to_thread(lambda: asyncio)))
+    assert "what renders conversations cannot be imported" in caplog.text
+    assert "half installed" in caplog.text
