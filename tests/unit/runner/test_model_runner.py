@@ -1,13 +1,18 @@
+from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
 from engine.assemble import assemble
-from engine.platform import GraphRunner
+from engine.platform import GraphRunner, MemoryProfiler, MemorySnapshot
 from engine.plugins import PluginManager
 from engine.request import Submission
+from engine.runner import model_runner
+from engine.runner.memory import MIB
+from engine.runner.model_runner import MULTIPLIED
 from engine.runner.rehearsal import dummy_batch, largest_steps, smaller_step
 from engine.testing.checks.driving import run
 from engine.testing.checks.interposed import GraphsAround, Interposed, Parts, interpose
@@ -79,6 +84,34 @@ def test_an_engine_is_loaded_when_the_device_is_done_with_its_warm_up():
     spec = replace(cpu, create=lambda config, rank: Watched(cpu.create(config, rank), parts))
     assemble({"device": "cpu", "max_model_len": 64, "num_blocks": 16}, OnlyThis(spec)).close()
     assert seen[-2:] == ["warm_up", "synchronize"]
+
+
+class WrittenOnTheWay(MemoryProfiler):
+    """A device that gives the cache its memory when a step writes it, and 7 MiB to the step."""
+
+    def __init__(self) -> None:
+        self._used = self._peak = 0
+
+    def snapshot(self) -> MemorySnapshot:
+        total = 10**10
+        return MemorySnapshot(total, total - self._used, self._used, max(self._used, self._peak))
+
+    @contextmanager
+    def measure(self):
+        self._used += 300 * MIB
+        self._peak = self._used + 7 * MIB
+        yield
+
+
+@pytest.mark.parametrize(("max_batch_tokens", "needed"), [(32, 7), (320, 7 * 10 * MULTIPLIED)])
+def test_what_stays_after_a_step_is_not_what_a_step_needs(monkeypatch, max_batch_tokens, needed):
+    monkeypatch.setattr(model_runner, "MEASURE_S", 0.0)  # one sample of 32 tokens
+    spec = interpose(PluginManager().select("cpu"), Parts(memory=lambda part: WrittenOnTheWay()))
+    settings = {"device": "cpu", "max_model_len": 512, "num_blocks": 16, "max_requests": 1}
+    engine = assemble({**settings, "max_batch_tokens": max_batch_tokens}, OnlyThis(spec))
+    ledger = engine.loop.runner.ledger
+    engine.close()
+    assert ledger.activations == needed * MIB
 
 
 def test_an_engine_for_one_short_request_starts_and_answers():
