@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.platform import OpTable
 from engine_cpu.native import DTYPES, refuses
-from engine_cpu.native.memory import NotRecordable, allocate, empty, recording
+from engine_cpu.native.memory import WEIGHTS, NotRecordable, empty, recording
 
 SOURCE = "cpu-native"
 PRIORITY = 20
@@ -64,7 +64,7 @@ class PackedLinear:
         self._bias = None if bias is None else bias.to(torch.float32, copy=True).contiguous()
         self._bias_address = None if self._bias is None else self._bias.data_ptr()
         size = library().ek_linear_bytes(self._in, self._out, self._number)
-        self._panels = allocate(size)
+        self._panels = WEIGHTS.allocate(size)
         self._address = self._panels.data_ptr()
         library().ek_linear_pack(
             weight.data_ptr(), weight.stride(0), self._address, self._in, self._out, self._number

@@ -5,11 +5,14 @@ arena that outlives the recording: what a dead tensor leaves is used again by la
 recording, as in the step itself, and by nobody else.
 """
 
+import ctypes
 import mmap
+import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 64
+
+#: What Linux says of large pages, how it is asked for them, and a pause between two of them.
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+MADV_COLLAPSE = 25
+PAUSE_S = 0.001
 
 
 class NotRecordable(Exception):
@@ -73,11 +81,79 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def allocate(num_bytes: int) -> Tensor:
-    """Bytes for what stays: zeros, aligned to pages, in large ones where the system has them."""
-    memory: Any = mmap.mmap(-1, max(1, num_bytes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
+    """Bytes for what stays: zeros, aligned to pages, taken from the system when they are used."""
+    return torch.frombuffer(_map(num_bytes), dtype=torch.uint8)[:num_bytes]
+
+
+class Shelf:
+    """Room for much that stays, one beside the other, aligned to cache lines.
+
+    A while after it was filled it moves to large pages, piece by piece and where the system has
+    them: addresses are found sooner there. Taken from the system at once, they would have to be
+    cleared and often fetched from a hypervisor first, while somebody waits for the start.
+
+    A mapping is freed when nothing in it is used any more.
+    """
+
+    def __init__(self, num_bytes: int, delay_s: float) -> None:
+        """
+        Args:
+            num_bytes: of a mapping, as long as nothing needs a larger one.
+            delay_s: from the making of a mapping until it moves.
+        """
+        self._size = num_bytes
+        self._delay_s = delay_s
+        self._mapping: Callable[[], mmap.mmap | None] = lambda: None  # weakly: see above
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def allocate(self, num_bytes: int) -> Tensor:
+        """Bytes for what stays: zeros."""
+        with self._lock:
+            mapping = self._mapping()
+            if mapping is None or self._used + num_bytes > len(mapping):
+                mapping = _map(max(num_bytes, self._size))
+                self._mapping, self._used = weakref.ref(mapping), 0
+                later = threading.Timer(self._delay_s, _collapse, (self._mapping,))
+                later.daemon = True
+                later.start()
+            start = self._used
+            self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        return torch.frombuffer(mapping, dtype=torch.uint8)[start : start + num_bytes]
+
+
+WEIGHTS = Shelf(2**26, delay_s=3.0)
+_one_at_a_time = threading.Lock()
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _collapse(mapping: Callable[[], mmap.mmap | None]) -> None:
+    """Move the mapping to large pages, if it still is there and the system has some for it.
+
+    madvise(2), MADV_COLLAPSE, Linux 6.1: where it is refused all stays as it is.
+    """
+    with _one_at_a_time:
+        if (held := mapping()) is None or not (size := _large_page()):
+            return
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        start = torch.frombuffer(held, dtype=torch.uint8).data_ptr()
+        for address in range(-(-start // size) * size, start + len(held) - size + 1, size):
+            madvise(address, size, MADV_COLLAPSE)
+            time.sleep(PAUSE_S)  # requests may be running
+
+
+def _large_page() -> int:
+    """Bytes; 0 where there are none, or the administrator does not want them."""
+    try:
+        if "[never]" in (LARGE_PAGES / "enabled").read_text():
+            return 0
+        return int((LARGE_PAGES / "hpage_pmd_size").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

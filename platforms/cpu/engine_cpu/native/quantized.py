@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.platform import OpTable
 from engine_cpu.native import DTYPES, refuses
-from engine_cpu.native.memory import NotRecordable, allocate, empty, recording
+from engine_cpu.native.memory import WEIGHTS, NotRecordable, empty, recording
 from engine_cpu.quantized import BITS, Experts, other_weights
 
 SOURCE = "cpu-native"
@@ -71,7 +71,7 @@ class QuantizedLinear:
         self._bias = None if bias is None else bias.to(torch.float32, copy=True).contiguous()
         self._bias_address = None if self._bias is None else self._bias.data_ptr()
         self.num_bytes: int = library().ek_quantized_bytes(self._in, self._out, bits)
-        self._packed = allocate(self.num_bytes)
+        self._packed = WEIGHTS.allocate(self.num_bytes)
         self._address = self._packed.data_ptr()
         source = (weight.data_ptr(), weight.stride(0))
         library().ek_quantized_pack(*source, self._address, self._in, self._out, bits, self._number)

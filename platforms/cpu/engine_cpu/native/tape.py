@@ -91,12 +91,12 @@ class TapeRunner(GraphRunner):
         self.reason: str | None = "nothing was recorded yet"
 
     def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
-        self._eager.warm_up(forward, make_inputs)
         try:
             self._tape = Tape(forward, make_inputs(1, 1), self._max_tokens)
             self.reason = None
         except NotRecordable as error:
             self.reason = str(error)
+            self._eager.warm_up(forward, make_inputs)
 
     def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
         if self._tape is None or len(inputs.input_ids) > self._tape.capacity:
