@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -49,6 +50,20 @@ def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     assert [output.prompt for output in outputs] == ["a", "x", None, None]
     assert [output.prompt_token_ids for output in outputs] == [(97,), (120,), (104,), (48, 49)]
     assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_start_leaves_the_garbage_collector_as_it_was(folder: str, enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with LLM(target=TARGET, path=folder):
+            assert gc.isenabled() is enabled
+        with pytest.raises(ConfigError):
+            LLM(target="nowhere:nothing")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_one_prompt_may_stand_alone(llm: LLM) -> None:

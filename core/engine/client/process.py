@@ -5,6 +5,7 @@ runs the loop. It ends when told to, when the engine fails, and when its client 
 standard input, the other end of which the client holds, comes to an end.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -142,6 +143,7 @@ def _serve(wire: EngineWire) -> int:
         raise ConfigError(f"the first message must be Start, not {type(start).__name__}")
     sys.path[:] = start.path
     engine = build(start.target, start.settings)
+    gc.freeze()  # all of it stays: a look for garbage in it would stop every request for a while
     try:
         EngineProcess(engine, wire).run()
     finally:

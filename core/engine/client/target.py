@@ -1,7 +1,9 @@
 """What a client runs, in its own process or in another: anything with a loop and facts."""
 
+import gc
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from engine.errors import ConfigError
@@ -51,10 +53,23 @@ def build(target: str, settings: Mapping[str, Any]) -> Engine:
         EngineError: what the function raises.
     """
     module, _, function = target.partition(":")
+    with _no_collection():
+        try:
+            make: Callable[[Mapping[str, Any]], Engine] = vars(importlib.import_module(module))[
+                function
+            ]
+        except (ImportError, KeyError, ValueError) as error:
+            raise ConfigError(f"the engine target {target!r} cannot be loaded: {error}") from error
+        return make(settings)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without looking for garbage, again and again, in all that torch brings and that stays."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        make: Callable[[Mapping[str, Any]], Engine] = vars(importlib.import_module(module))[
-            function
-        ]
-    except (ImportError, KeyError, ValueError) as error:
-        raise ConfigError(f"the engine target {target!r} cannot be loaded: {error}") from error
-    return make(settings)
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
