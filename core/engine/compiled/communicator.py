@@ -1,7 +1,6 @@
 """Collectives that a program may hold: torch's functional ones."""
 
 import torch
-import torch.distributed._functional_collectives  # registers the operations below
 from torch import Tensor
 
 from engine.compiled.group import GroupCommunicator
@@ -13,6 +12,9 @@ class ProgramCommunicator(Communicator):
     of a process group would break the graph; the rest happens between steps, as ever."""
 
     def __init__(self, joined: GroupCommunicator) -> None:
+        # Registers the operations below. Slow, and one process alone needs none of them.
+        import torch.distributed._functional_collectives  # noqa: F401
+
         self.rank = joined.rank
         self.size = joined.size
         self._joined = joined

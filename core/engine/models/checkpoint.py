@@ -37,6 +37,10 @@ class Piece:
         )
 
 
+def _is(tensor: Tensor, dtype: torch.dtype, device: str) -> bool:
+    return tensor.dtype == dtype and tensor.device.type == torch.device(device).type
+
+
 def _slice(part: range | None) -> slice:
     return slice(None) if part is None else slice(part.start, part.stop)
 
@@ -63,8 +67,12 @@ class Checkpoint:
         return name in self._home
 
     def read(self, pieces: Sequence[Piece], dtype: torch.dtype, device: str) -> Tensor:
-        """The pieces one below the other, in one tensor that is the caller's own."""
+        """The pieces one below the other. A single matrix that needs no change is a view of the
+        memory map: its pages are read when they are used, and copied if they are written."""
         parts = [self._part(piece) for piece in pieces]
+        if len(parts) == 1 and parts[0].ndim == 2 and _is(parts[0], dtype, device):
+            self.num_bytes_read += parts[0].nbytes
+            return parts[0]
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
         target = torch.empty(shape, dtype=dtype, device=device)
         self._fill(target, parts)

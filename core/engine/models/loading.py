@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from engine.errors import ModelError
 from engine.layers import Rotary, Site
@@ -120,7 +118,10 @@ def _specs(request: LoadRequest, model: Architecture, part: Share) -> list[Atten
 
 
 def _with_progress(layers: range, request: LoadRequest) -> Iterable[int]:
-    console = Console(stderr=True)
-    hidden = not (request.show_progress and sys.stderr.isatty())
+    if not (request.show_progress and sys.stderr.isatty()):
+        return layers
+    from rich.console import Console
+    from rich.progress import track
+
     label = f"loading {request.facts.name}"
-    return track(layers, label, console=console, transient=True, disable=hidden)
+    return track(layers, label, console=Console(stderr=True), transient=True)

@@ -38,7 +38,7 @@ from engine.sampling.sampler import Choice, Sampled, Sampler
 #: Largest steps are measured at this size first, then at a multiple of it and so on, as long as the
 #: next one may be expected to take no longer than this. What was multiplied gets some more: small
 #: steps are a few pages, and were found off by a quarter.
-SAMPLE_TOKENS, SAMPLE_GROWTH = 32, 8
+SAMPLE_TOKENS, SAMPLE_GROWTH = 8, 8
 MEASURE_S = 0.15
 MULTIPLIED = 1.25
 

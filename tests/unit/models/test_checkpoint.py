@@ -97,6 +97,20 @@ def test_a_piece_is_the_callers_own_copy(tmp_path):
     assert checkpoint.read(pieces, torch.float32, "cpu").tolist()[2] == [2, 3]
 
 
+def test_a_whole_matrix_is_not_copied_and_the_file_stays_what_it_is(tmp_path):
+    stored = torch.arange(12.0).reshape(3, 4)
+    save_file({"a": stored}, tmp_path / "model.safetensors")
+    checkpoint, whole = Checkpoint(tmp_path), [Piece("a", (3, 4))]
+    first = checkpoint.read(whole, torch.float32, "cpu")
+    again = checkpoint.read(whole, torch.float32, "cpu")
+    assert first.data_ptr() == again.data_ptr()
+    assert checkpoint.num_bytes_read == 2 * stored.nbytes
+    converted = checkpoint.read(whole, torch.bfloat16, "cpu")
+    assert torch.equal(converted, stored.to(torch.bfloat16))
+    first.zero_()
+    assert torch.equal(Checkpoint(tmp_path).read(whole, torch.float32, "cpu"), stored)
+
+
 class TestErrors:
     @pytest.fixture
     def folder(self, tmp_path, reference):

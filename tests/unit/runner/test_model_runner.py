@@ -103,9 +103,9 @@ class WrittenOnTheWay(MemoryProfiler):
         yield
 
 
-@pytest.mark.parametrize(("max_batch_tokens", "needed"), [(32, 7), (320, 7 * 10 * MULTIPLIED)])
+@pytest.mark.parametrize(("max_batch_tokens", "needed"), [(8, 7), (80, 7 * 10 * MULTIPLIED)])
 def test_what_stays_after_a_step_is_not_what_a_step_needs(monkeypatch, max_batch_tokens, needed):
-    monkeypatch.setattr(model_runner, "MEASURE_S", 0.0)  # one sample of 32 tokens
+    monkeypatch.setattr(model_runner, "MEASURE_S", 0.0)  # one sample of 8 tokens
     spec = interpose(PluginManager().select("cpu"), Parts(memory=lambda part: WrittenOnTheWay()))
     settings = {"device": "cpu", "max_model_len": 512, "num_blocks": 16, "max_requests": 1}
     engine = assemble({**settings, "max_batch_tokens": max_batch_tokens}, OnlyThis(spec))
