@@ -19,7 +19,7 @@ from typing import Any
 
 import pluggy
 
-from engine import hooks
+from engine import garbage, hooks
 from engine.config import DeviceChoice, EngineConfig
 from engine.errors import ConfigError, EngineError, PluginError
 from engine.hookcalls import HookCalls, blaming
@@ -118,8 +118,11 @@ class PluginManager:
             EngineError: whatever the plugin refused on purpose.
         """
         what = "said it was available, but could not be created"
-        with blaming(f"platform {spec.name!r}", what, passing=EngineError):
-            platform = spec.create(config, rank)
+        with (
+            garbage.kept_for_later(),
+            blaming(f"platform {spec.name!r}", what, passing=EngineError),
+        ):
+            platform = spec.create(config, rank)  # imports torch
             if not isinstance(platform, Platform):
                 raise TypeError(f"it made {platform!r} instead of a Platform")
         return platform

@@ -1,11 +1,10 @@
 """What a client runs, in its own process or in another: anything with a loop and facts."""
 
-import gc
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from engine import garbage
 from engine.errors import ConfigError
 from engine.facts import EngineFacts, Stats
 from engine.request import Delta, Submission
@@ -53,7 +52,7 @@ def build(target: str, settings: Mapping[str, Any]) -> Engine:
         EngineError: what the function raises.
     """
     module, _, function = target.partition(":")
-    with _no_collection():
+    with garbage.kept_for_later():
         try:
             make: Callable[[Mapping[str, Any]], Engine] = vars(importlib.import_module(module))[
                 function
@@ -61,15 +60,3 @@ def build(target: str, settings: Mapping[str, Any]) -> Engine:
         except (ImportError, KeyError, ValueError) as error:
             raise ConfigError(f"the engine target {target!r} cannot be loaded: {error}") from error
         return make(settings)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without looking for garbage, again and again, in all that torch brings and that stays."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -4,6 +4,7 @@ It talks with rank 0 through the inherited socket, and ends when told to, when i
 rank 0 is gone: then its standard input, the other end of which rank 0 holds, comes to an end.
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from engine import garbage
 from engine.batch import Batch
 from engine.errors import EngineError
 from engine.platform.runner import Pending, Runner
@@ -57,7 +59,9 @@ class Follower:
                     if len(self._pending) > 1:
                         self._settle()
                 case Load():
-                    self._connection.send(Loaded(self._runner.load()))
+                    num_blocks = self._runner.load()
+                    gc.freeze()  # as the engine's process does
+                    self._connection.send(Loaded(num_blocks))
                 case Reset():
                     while self._pending:
                         self._settle()
@@ -82,8 +86,9 @@ def main(rank: int, connection: Connection) -> int:
         start: Start = connection.recv()
         sys.path[:] = start.path
         module, _, function = start.target.partition(":")
-        make: _Make = vars(importlib.import_module(module))[function]
-        runner = make(start.settings, rank, lambda: connection.send(Joining()))
+        with garbage.kept_for_later():
+            make: _Make = vars(importlib.import_module(module))[function]
+            runner = make(start.settings, rank, lambda: connection.send(Joining()))
         Follower(runner, connection, start.step_timeout_s).run()
         runner.close()
     except EOFError:
