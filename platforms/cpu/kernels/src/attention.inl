@@ -29,6 +29,11 @@ EK_INLINE V load(const CacheByte* p) {
 #elif defined(__AVX2__)
     return V(_mm256_cvtepi32_ps(
         _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#elif defined(__aarch64__)
+    uint32_t bytes;
+    std::memcpy(&bytes, p, 4);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes)));
+    return V(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))));
 #else
     const B bytes = *reinterpret_cast<const BAnywhere*>(p);
     return __builtin_convertvector(__builtin_convertvector(bytes, I), V);

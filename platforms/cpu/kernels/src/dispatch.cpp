@@ -3,19 +3,29 @@
 #include <cstring>
 #include <vector>
 
+#if defined(EK_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernels.h"
 
 namespace ek {
 
-#define EK_DECLARE(isa) \
-    namespace isa {     \
-    extern const Kernels table; \
+#define EK_DECLARE(isa)                        \
+    namespace isa {                            \
+    extern const Kernels table, tiled_table;   \
     }
 EK_DECLARE(generic)
 EK_DECLARE(avx2)
 EK_DECLARE(avx512vnni)
 EK_DECLARE(avx512bf16)
 EK_DECLARE(avx512bf16_emulated)
+EK_DECLARE(neon_dot)
+EK_DECLARE(neon_bf16)
 
 namespace {
 
@@ -23,6 +33,14 @@ struct Choice {
     const Kernels* table;
     bool present, automatic;
 };
+
+#ifdef EK_HAS_AMX
+// Linux lets a process use the tile registers once it has asked: a switch of threads then saves 8 KB.
+bool may_use_tiles() {
+    constexpr long request_permission = 0x1023, tile_data = 18;  // asm/prctl.h, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#endif
 
 // Best first.
 std::vector<Choice> choices() {
@@ -36,8 +54,13 @@ std::vector<Choice> choices() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
 #ifdef EK_HAS_AVX512BF16
-    found.push_back(
-        {&avx512bf16::table, vnni && __builtin_cpu_supports("avx512bf16"), true});
+    const bool pairs = vnni && __builtin_cpu_supports("avx512bf16");
+#ifdef EK_HAS_AMX
+    const bool tiles = pairs && __builtin_cpu_supports("amx-tile") &&
+                       __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+    found.push_back({&avx512bf16::tiled_table, tiles, true});
+#endif
+    found.push_back({&avx512bf16::table, pairs, true});
 #endif
 #ifdef EK_HAS_AVX512VNNI
     found.push_back({&avx512vnni::table, vnni, true});
@@ -46,7 +69,18 @@ std::vector<Choice> choices() {
     found.push_back({&avx2::table, avx2, true});
 #endif
 #ifdef EK_HAS_AVX512BF16_EMULATED
+    found.push_back({&avx512bf16_emulated::tiled_table, vnni, false});
     found.push_back({&avx512bf16_emulated::table, vnni, false});
+#endif
+#elif defined(__aarch64__) && defined(__linux__)
+    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    [[maybe_unused]] const bool dot = (first & HWCAP_ASIMDDP) && (first & HWCAP_ASIMDHP);
+#ifdef EK_HAS_NEON_BF16
+    const bool pairs = dot && (second & HWCAP2_I8MM) && (second & HWCAP2_BF16);
+    found.push_back({&neon_bf16::table, pairs, true});
+#endif
+#ifdef EK_HAS_NEON_DOT
+    found.push_back({&neon_dot::table, dot, true});
 #endif
 #endif
     found.push_back({&generic::table, true, true});

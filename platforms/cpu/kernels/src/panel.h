@@ -8,15 +8,16 @@
 //     A tile of MR rows of the left matrix   [K][MR] float; with bf16 instructions [K/2][MR] pairs
 //     accumulators                           MR x NV vectors: one sub-panel of NV * LANES columns
 
-#if defined(__AVX512BF16__) || defined(EK_EMULATE_BF16)
+#if defined(__AVX512BF16__) || defined(EK_EMULATE_BF16) || \
+    defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define EK_DOT_BF16 1
 #else
 #define EK_DOT_BF16 0
 #endif
 
-constexpr int NV = 2;                            // vectors of a sub-panel
-constexpr int SUB = NV * LANES;                  // its columns
-constexpr int MOST_ROWS = LANES == 16 ? 12 : 6;  // MR that the registers hold
+constexpr int NV = 2;                              // vectors of a sub-panel
+constexpr int SUB = NV * LANES;                    // its columns
+constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 6;  // MR that the registers hold
 
 // Elements of a panel of K rows.
 template <class W>
@@ -117,6 +118,9 @@ EK_INLINE void pack_tile(Entry<W>* a, int64_t rows, int64_t k, Row&& row) {
 EK_INLINE V dot_pairs(V acc, U w, uint32_t a) {
 #if defined(__AVX512BF16__) && !defined(EK_EMULATE_BF16)
     return V(_mm512_dpbf16_ps(__m512(acc), __m512bh(w), __m512bh(splat_bits(a))));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return V(vbfdotq_f32(float32x4_t(acc), vreinterpretq_bf16_u32(uint32x4_t(w)),
+                         vreinterpretq_bf16_u32(uint32x4_t(splat_bits(a)))));
 #else
     acc += V(w & 0xffff0000u) * splat(__builtin_bit_cast(float, a & 0xffff0000u));
     return acc + V(w << 16) * splat(__builtin_bit_cast(float, a << 16));

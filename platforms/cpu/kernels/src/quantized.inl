@@ -15,8 +15,8 @@
 
 namespace quantized {
 
-// Four bytes of a row; without the instruction that multiplies bytes, as pairs of 16 bits.
-#if defined(__AVX512VNNI__)
+// Four bytes of a row; without an instruction that multiplies bytes, as pairs of 16 bits.
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
 typedef uint32_t Quad;
 EK_INLINE Quad quad_of(const int8_t* x) {
     Quad quad;
@@ -27,8 +27,24 @@ struct Quads {
     U bytes;
 };
 EK_INLINE Quads quads_of(U bytes) { return {bytes}; }
+template <int BITS>
 EK_INLINE I dot_quads(I acc, Quads w, Quad x) {
+#if defined(__AVX512VNNI__)
     return I(_mm512_dpbusd_epi32(__m512i(acc), __m512i(w.bytes), __m512i(splat_bits(x))));
+#else
+    const int8x16_t bytes = vreinterpretq_s8_u32(uint32x4_t(splat_bits(x)));
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return I(vusdotq_s32(int32x4_t(acc), vreinterpretq_u8_u32(uint32x4_t(w.bytes)), bytes));
+#else
+    if constexpr (BITS == 4)
+        return I(vdotq_s32(int32x4_t(acc), vreinterpretq_s8_u32(uint32x4_t(w.bytes)), bytes));
+    // The instruction wants signed weights: 128 less, and twice 64 more.
+    const int8x16_t less = vreinterpretq_s8_u32(uint32x4_t(w.bytes ^ 0x80808080u));
+    const int8x16_t more = vdupq_n_s8(64);
+    const int32x4_t sum = vdotq_s32(int32x4_t(acc), less, bytes);
+    return I(vdotq_s32(vdotq_s32(sum, more, bytes), more, bytes));
+#endif
+#endif
 }
 #else
 struct Quad {
@@ -53,12 +69,13 @@ EK_INLINE I dot_16(I acc, U w, uint32_t x) {
     return acc + I(w & 0xffffu) * int32_t(int16_t(x)) + I(w >> 16) * (int32_t(x) >> 16);
 #endif
 }
+template <int BITS>
 EK_INLINE I dot_quads(I acc, Quads w, Quad x) {
     return dot_16(dot_16(acc, w.even, x.even), w.odd, x.odd);
 }
 #endif
 
-constexpr int ROWS = LANES == 16 ? 6 : 4;  // MR that the registers hold
+constexpr int ROWS = REGISTERS == 32 ? 6 : 4;  // MR that the registers hold
 constexpr int64_t PART_BYTES = 24 * 1024;  // of a panel, that stay in the first-level cache
 constexpr int64_t LEFT_BYTES = 512 * 1024;  // of the left matrix, that stay in the second-level cache
 
@@ -328,7 +345,7 @@ __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::b
                 for (int v = 0; v < NV; v++)
                     quads[v] = quads_of(BITS == 8 ? bytes[v] : bytes[v] >> 4 * half & 0x0f0f0f0fu);
                 for (int m = 0; m < MR; m++)
-                    for (int v = 0; v < NV; v++) acc[m][v] = dot_quads(acc[m][v], quads[v], x[m]);
+                    for (int v = 0; v < NV; v++) acc[m][v] = dot_quads<BITS>(acc[m][v], quads[v], x[m]);
             }
         }
         ahead.at += ahead.other;  // past the scales

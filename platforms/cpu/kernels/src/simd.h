@@ -11,13 +11,27 @@ constexpr int LANES =
     4;
 #endif
 
+// Vectors that the processor has at hand.
+constexpr int REGISTERS =
+#if defined(__AVX512F__) || defined(__aarch64__)
+    32;
+#else
+    16;
+#endif
+
 #define EK_INLINE inline __attribute__((always_inline))
+
+#if defined(__aarch64__)
+typedef __fp16 Half;  // older compilers know the other name on x86 only
+#else
+typedef _Float16 Half;
+#endif
 
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef uint16_t U16 __attribute__((vector_size(2 * LANES)));
-typedef _Float16 H __attribute__((vector_size(2 * LANES)));
+typedef Half H __attribute__((vector_size(2 * LANES)));
 typedef float VAnywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t UAnywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t U16Anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -63,7 +77,7 @@ EK_INLINE void store(f16* p, V x) {
 
 EK_INLINE float to_float(float x) { return x; }
 EK_INLINE float to_float(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
-EK_INLINE float to_float(f16 x) { return float(__builtin_bit_cast(_Float16, x.bits)); }
+EK_INLINE float to_float(f16 x) { return float(__builtin_bit_cast(Half, x.bits)); }
 template <class T>
 EK_INLINE T from_float(float x) {
     if constexpr (sizeof(T) == 4) {
@@ -73,7 +87,7 @@ EK_INLINE T from_float(float x) {
         return bf16{uint16_t(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
                                     : (bits >> 16) | 0x40)};
     } else {
-        return f16{__builtin_bit_cast(uint16_t, _Float16(x))};
+        return f16{__builtin_bit_cast(uint16_t, Half(x))};
     }
 }
 
