@@ -167,44 +167,34 @@ EK_INLINE void product(const E* a, const W* panel, int64_t k, int64_t column, V 
         const int64_t whole = k / 2;
         for (int64_t i = 0; i < whole; i++, w += row) {
             U bits[NV];
-            for (int v = 0; v < NV; v++) bits[v] = load_bits(w + 2 * LANES * v);
+            unrolled<NV>([&](auto v) EK_LAMBDA { bits[v] = load_bits(w + 2 * LANES * v); });
             fetch();
             if constexpr (std::is_same_v<E, float>) {
-                for (int m = 0; m < MR; m++) {
-                    const V x = splat(a[2 * i * KS + m * MS]);
-                    for (int v = 0; v < NV; v++) acc[m][v] += V(bits[v] << 16) * x;
-                }
-                for (int m = 0; m < MR; m++) {
-                    const V x = splat(a[(2 * i + 1) * KS + m * MS]);
-                    for (int v = 0; v < NV; v++) acc[m][v] += V(bits[v] & 0xffff0000u) * x;
-                }
+                add_product(acc, [&](int v) EK_LAMBDA { return V(bits[v] << 16); },
+                            [&](int m) EK_LAMBDA { return splat(a[2 * i * KS + m * MS]); });
+                add_product(acc, [&](int v) EK_LAMBDA { return V(bits[v] & 0xffff0000u); },
+                            [&](int m) EK_LAMBDA { return splat(a[(2 * i + 1) * KS + m * MS]); });
             } else {
-                for (int m = 0; m < MR; m++)
-                    for (int v = 0; v < NV; v++)
+                unrolled<MR>([&](auto m) EK_LAMBDA {
+                    unrolled<NV>([&](auto v) EK_LAMBDA {
                         acc[m][v] = dot_pairs(acc[m][v], bits[v], a[i * KS + m * MS]);
+                    });
+                });
             }
         }
-        if (k % 2) {  // the pair's other row may hold anything
-            for (int v = 0; v < NV; v++) {
-                const V even = V(load_bits(w + 2 * LANES * v) << 16);
-                for (int m = 0; m < MR; m++) {
-                    if constexpr (std::is_same_v<E, float>)
-                        acc[m][v] += even * splat(a[(k - 1) * KS + m * MS]);
-                    else
-                        acc[m][v] += even * splat(__builtin_bit_cast(
-                                                float, a[k / 2 * KS + m * MS] << 16));
-                }
-            }
-        }
+        if (k % 2)  // the pair's other row may hold anything
+            add_product(acc, [&](int v) EK_LAMBDA { return V(load_bits(w + 2 * LANES * v) << 16); },
+                        [&](int m) EK_LAMBDA {
+                            if constexpr (std::is_same_v<E, float>)
+                                return splat(a[(k - 1) * KS + m * MS]);
+                            else
+                                return splat(__builtin_bit_cast(float, a[k / 2 * KS + m * MS] << 16));
+                        });
     } else {
         for (int64_t i = 0; i < k; i++, w += row) {
-            V values[NV];
-            for (int v = 0; v < NV; v++) values[v] = load(w + LANES * v);
             fetch();
-            for (int m = 0; m < MR; m++) {
-                const V x = splat(a[i * KS + m * MS]);
-                for (int v = 0; v < NV; v++) acc[m][v] += values[v] * x;
-            }
+            add_product(acc, [&](int v) EK_LAMBDA { return load(w + LANES * v); },
+                        [&](int m) EK_LAMBDA { return splat(a[i * KS + m * MS]); });
         }
     }
 }
@@ -229,9 +219,11 @@ __attribute__((noinline)) void score_tile(const E* q, const W* keys, int64_t hea
     for (int64_t column = 0; column < PANEL; column += SUB, next = nullptr) {
         V acc[MR][NV] = {};
         product<MR, MR, 1>(q, keys, head_dim, column, acc, next);
-        for (int m = 0; m < MR; m++)
-            for (int v = 0; v < NV; v++)
+        unrolled<MR>([&](auto m) EK_LAMBDA {
+            unrolled<NV>([&](auto v) EK_LAMBDA {
                 store(scores + m * CHUNK + column + v * LANES, acc[m][v]);
+            });
+        });
     }
 }
 
@@ -249,12 +241,13 @@ __attribute__((noinline)) void value_tile(const E* weights, const W* const* valu
             product<MR, 1, CHUNK>(weights + j * entries, values[j], rest < PANEL ? rest : PANEL,
                                   column, acc, next ? next[j] : nullptr);
         }
-        for (int m = 0; m < MR; m++) {
+        unrolled<MR>([&](auto m) EK_LAMBDA {
             float* row = out + m * out_stride + column;
             const V factor = splat(decay[m]);
-            for (int v = 0; v < NV; v++)
+            unrolled<NV>([&](auto v) EK_LAMBDA {
                 store(row + v * LANES, load(row + v * LANES) * factor + acc[m][v]);
-        }
+            });
+        });
     }
 }
 

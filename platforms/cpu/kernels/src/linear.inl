@@ -166,7 +166,7 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t fi
                 p + 1 < end          ? part + panel_size<W>(k)
                 : from + depth < k   ? panels + first * panel_size<W>(k) + panel_size<W>(from + depth)
                                      : panels + end * panel_size<W>(k));
-            const auto each_tile = [&](const auto* w) {
+            const auto each_tile = [&](const auto* w, auto fetch) {
                 for (int64_t column = 0; column < PANEL; column += SUB) {
                     for (int64_t t = 0; t < block.tiles; t++) {
                         const int64_t begin = block.begins[t], rows = block.begins[t + 1] - begin;
@@ -174,11 +174,11 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t fi
                             sums +
                             (((p - first) * PANEL + column) / SUB * block.rows + begin) * NV;
                         Ahead ahead = ahead_of(part, bytes, ROW_BYTES<W>, t, block.tiles);
-                        if (column > 0 || floats) ahead.step = 0;
-                        if (column == 0 && floats)
+                        if (column > 0) ahead.step = 0;
+                        if (column == 0 && !fetch)
                             for (int64_t line = 0; line < share; line += 64)
                                 __builtin_prefetch(next + t * share + line, 0, 2);
-                        multiply_tile(rows,
+                        multiply_tile<fetch>(rows,
                                       block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from),
                                       w, depth, column, ahead, partial, from > 0);
                         if (from + depth == k)
@@ -190,11 +190,11 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t fi
             if constexpr (WIDENS<W>) {
                 if (floats) {
                     widen(part, depth, wide);
-                    each_tile(wide);
+                    each_tile(wide, std::false_type{});
                     continue;
                 }
             }
-            each_tile(part);
+            each_tile(part, std::true_type{});
         }
     }
 }
@@ -254,7 +254,8 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
         if (together) team.barrier();
         const LeftBlock<W, Y> block{left, rows, tiles, begins,
                                     static_cast<Y*>(args.y) + start * args.y_stride};
-        team.share(ceil_div(args.n, PANEL), number, [&](int64_t p, int64_t end) {
+        const int64_t grain = tokens <= FEW_ROWS ? 2 : 1;
+        team.share(ceil_div(args.n, PANEL), number, grain, [&](int64_t p, int64_t end) {
             if (tokens <= FEW_ROWS) {
                 multiply_few(args, block, p, end - p);
                 p += (end - p) / 2 * 2;

@@ -153,88 +153,95 @@ EK_INLINE Ahead ahead_of(const void* part, int64_t bytes, int64_t row_bytes, int
     return {at, 0, 0};
 }
 
+// Calls f with 0..N-1 as constants. Compilers keep in registers an array that is only indexed so.
+template <int N, class F>
+EK_INLINE void unrolled(F&& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) EK_LAMBDA {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
+
+// acc[m][v] += left(m) * right(v).
+template <int MR, class Right, class Left>
+EK_INLINE void add_product(V (&acc)[MR][NV], Right&& right, Left&& left) {
+    V w[NV];
+    unrolled<NV>([&](auto v) EK_LAMBDA { w[v] = right(v); });
+    unrolled<MR>([&](auto m) EK_LAMBDA {
+        const V x = left(m);
+        unrolled<NV>([&](auto v) EK_LAMBDA { acc[m][v] += w[v] * x; });
+    });
+}
+
 // acc[p][m][v] += the sum over k of a[k][m] * panel p[k][column + v * LANES ...], of P panels that
 // begin `apart` elements from each other. The order of the sum does not depend on MR or P.
-// `ahead`: of the first panel; the same is fetched of the others.
-template <int MR, int P, class W>
+// `ahead`, if FETCH: of the first panel; the same is fetched of the others.
+template <int MR, int P, bool FETCH = true, class W>
 EK_INLINE void multiply(const Entry<W>* a, const W* panels, int64_t apart, int64_t k, int64_t column,
                         Ahead ahead, V (&acc)[P][MR][NV]) {
     if constexpr (std::is_same_v<W, bf16>) {
         const W* w = panels + 2 * column;
         for (int64_t i = 0; i + 1 < k; i += 2) {
-#pragma GCC unroll 2
-            for (int p = 0; p < P; p++) {
+            unrolled<P>([&](auto p) EK_LAMBDA {
                 const W* row = w + p * apart;
-                ahead.fetch(p * apart * int64_t(sizeof(W)));
+                if (FETCH) ahead.fetch(p * apart * int64_t(sizeof(W)));
                 U pairs[NV];
-                for (int v = 0; v < NV; v++) pairs[v] = load_bits(row + 2 * LANES * v);
+                unrolled<NV>(
+                    [&](auto v) EK_LAMBDA { pairs[v] = load_bits(row + 2 * LANES * v); });
                 if constexpr (EK_DOT_BF16) {
-                    for (int m = 0; m < MR; m++)
-                        for (int v = 0; v < NV; v++)
+                    unrolled<MR>([&](auto m) EK_LAMBDA {
+                        unrolled<NV>([&](auto v) EK_LAMBDA {
                             acc[p][m][v] = dot_pairs(acc[p][m][v], pairs[v], uint32_t(a[m]));
+                        });
+                    });
                 } else {
-                    V even[NV], odd[NV];
-                    for (int v = 0; v < NV; v++) {
-                        even[v] = V(pairs[v] << 16);
-                        odd[v] = V(pairs[v] & 0xffff0000u);
-                    }
-                    for (int m = 0; m < MR; m++) {
-                        const V x = splat(a[m]);
-                        for (int v = 0; v < NV; v++) acc[p][m][v] += even[v] * x;
-                    }
-                    for (int m = 0; m < MR; m++) {
-                        const V x = splat(a[MR + m]);
-                        for (int v = 0; v < NV; v++) acc[p][m][v] += odd[v] * x;
-                    }
+                    add_product(acc[p], [&](int v) EK_LAMBDA { return V(pairs[v] << 16); },
+                                [&](int m) EK_LAMBDA { return splat(a[m]); });
+                    add_product(acc[p], [&](int v) EK_LAMBDA { return V(pairs[v] & 0xffff0000u); },
+                                [&](int m) EK_LAMBDA { return splat(a[MR + m]); });
                 }
-            }
+            });
             w += 2 * PANEL;
             a += EK_DOT_BF16 ? MR : 2 * MR;
             ahead.at += ahead.step;
         }
         if (k % 2) {  // the other row of the pair is not read: in a cache it may hold anything
-            for (int p = 0; p < P; p++) {
-                for (int v = 0; v < NV; v++) {
-                    const V even = V(load_bits(w + p * apart + 2 * LANES * v) << 16);
-                    for (int m = 0; m < MR; m++) {
-                        if constexpr (EK_DOT_BF16)
-                            acc[p][m][v] +=
-                                even * splat(__builtin_bit_cast(float, uint32_t(a[m]) << 16));
-                        else
-                            acc[p][m][v] += even * splat(a[m]);
-                    }
-                }
-            }
+            unrolled<P>([&](auto p) EK_LAMBDA {
+                add_product(acc[p],
+                            [&](int v) EK_LAMBDA {
+                                return V(load_bits(w + p * apart + 2 * LANES * v) << 16);
+                            },
+                            [&](int m) EK_LAMBDA {
+                                if constexpr (EK_DOT_BF16)
+                                    return splat(__builtin_bit_cast(float, uint32_t(a[m]) << 16));
+                                else
+                                    return splat(a[m]);
+                            });
+            });
         }
     } else {
         const W* w = panels + column;
-        for (int64_t i = 0; i < k; i++, w += PANEL, a += MR, ahead.at += ahead.step) {
-#pragma GCC unroll 2
-            for (int p = 0; p < P; p++) {
-                V row[NV];
-                ahead.fetch(p * apart * int64_t(sizeof(W)));
-                for (int v = 0; v < NV; v++) row[v] = load(w + p * apart + LANES * v);
-                for (int m = 0; m < MR; m++) {
-                    const V x = splat(a[m]);
-                    for (int v = 0; v < NV; v++) acc[p][m][v] += row[v] * x;
-                }
-            }
-        }
+        for (int64_t i = 0; i < k; i++, w += PANEL, a += MR, ahead.at += ahead.step)
+            unrolled<P>([&](auto p) EK_LAMBDA {
+                if (FETCH) ahead.fetch(p * apart * int64_t(sizeof(W)));
+                add_product(acc[p],
+                            [&](int v) EK_LAMBDA { return load(w + p * apart + LANES * v); },
+                            [&](int m) EK_LAMBDA { return splat(a[m]); });
+            });
     }
 }
 
 // sums[m][v] = (add ? sums[m][v] : 0) + the product above, for `rows` rows. Not inlined: there is one
 // copy of the many row counts for each W.
-template <class W>
+template <bool FETCH, class W>
 __attribute__((noinline)) void multiply_tile(int64_t rows, const Entry<W>* a, const W* panel,
                                              int64_t k, int64_t column, Ahead ahead, V* sums,
                                              bool add) {
-    with_rows(rows, [&](auto count) {
-        V acc[1][count][NV];
-        for (int m = 0; m < count; m++)
-            for (int v = 0; v < NV; v++) acc[0][m][v] = add ? sums[m * NV + v] : V{};
-        multiply<count>(a, panel, 0, k, column, ahead, acc);
-        for (int m = 0; m < count; m++)
-            for (int v = 0; v < NV; v++) sums[m * NV + v] = acc[0][m][v];
+    with_rows(rows, [&](auto count) EK_LAMBDA {
+        constexpr int MR = count;
+        V acc[1][MR][NV];
+        unrolled<MR * NV>(
+            [&](auto i) EK_LAMBDA { acc[0][i / NV][i % NV] = add ? sums[i] : V{}; });
+        multiply<MR, 1, FETCH>(a, panel, 0, k, column, ahead, acc);
+        unrolled<MR * NV>([&](auto i) EK_LAMBDA { sums[i] = acc[0][i / NV][i % NV]; });
     });
 }

@@ -323,41 +323,47 @@ template <int BITS, int MR>
 __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::byte* panel,
                                              int64_t groups, int64_t column, Ahead ahead, V* totals,
                                              bool first) {
+    const auto each = [](auto&& f) EK_LAMBDA {
+        unrolled<MR>([&](auto m) EK_LAMBDA {
+            unrolled<NV>([&](auto v) EK_LAMBDA { f(m, v); });
+        });
+    };
     V total[MR][NV];
-    for (int m = 0; m < MR; m++)
-        for (int v = 0; v < NV; v++) total[m][v] = first ? V{} : totals[m * NV + v];
+    each([&](auto m, auto v) EK_LAMBDA { total[m][v] = first ? V{} : totals[m * NV + v]; });
     for (int64_t g = 0; g < groups; g++, tile += MR * ROW_BYTES<BITS>, panel += BLOCK<BITS>) {
         const float* scales = reinterpret_cast<const float*>(tile);
         const int32_t* sums = reinterpret_cast<const int32_t*>(scales + MR);
         const Quad* x = reinterpret_cast<const Quad*>(sums + MR);
         I acc[MR][NV];
-        for (int m = 0; m < MR; m++)
-            for (int v = 0; v < NV; v++) acc[m][v] = I{} + sums[m];
+        each([&](auto m, auto v) EK_LAMBDA { acc[m][v] = I{} + sums[m]; });
         const std::byte* w = panel + 2 * PANEL + 4 * column;
 #pragma GCC unroll 2
         for (int64_t q = 0; q < GROUP<BITS> / 4; q += 8 / BITS, w += 4 * PANEL) {
             U bytes[NV];
-            for (int v = 0; v < NV; v++) bytes[v] = load_bits(w + 4 * LANES * v);
+            unrolled<NV>([&](auto v) EK_LAMBDA { bytes[v] = load_bits(w + 4 * LANES * v); });
             ahead.fetch();
             ahead.at += ahead.step;
-            for (int half = 0; half < 8 / BITS; half++, x += MR) {
+            unrolled<8 / BITS>([&](auto half) EK_LAMBDA {
                 Quads quads[NV];
-                for (int v = 0; v < NV; v++)
+                unrolled<NV>([&](auto v) EK_LAMBDA {
                     quads[v] = quads_of(BITS == 8 ? bytes[v] : bytes[v] >> 4 * half & 0x0f0f0f0fu);
-                for (int m = 0; m < MR; m++)
-                    for (int v = 0; v < NV; v++) acc[m][v] = dot_quads<BITS>(acc[m][v], quads[v], x[m]);
-            }
+                });
+                each([&](auto m, auto v) EK_LAMBDA {
+                    acc[m][v] = dot_quads<BITS>(acc[m][v], quads[v], x[m]);
+                });
+                x += MR;
+            });
         }
         ahead.at += ahead.other;  // past the scales
         V scale[NV];
-        for (int v = 0; v < NV; v++)
+        unrolled<NV>([&](auto v) EK_LAMBDA {
             scale[v] = load_scales(panel + 2 * (column + LANES * v));
-        for (int m = 0; m < MR; m++)
-            for (int v = 0; v < NV; v++)
-                total[m][v] += __builtin_convertvector(acc[m][v], V) * (scale[v] * scales[m]);
+        });
+        each([&](auto m, auto v) EK_LAMBDA {
+            total[m][v] += __builtin_convertvector(acc[m][v], V) * (scale[v] * scales[m]);
+        });
     }
-    for (int m = 0; m < MR; m++)
-        for (int v = 0; v < NV; v++) totals[m * NV + v] = total[m][v];
+    each([&](auto m, auto v) EK_LAMBDA { totals[m * NV + v] = total[m][v]; });
 }
 
 template <int BITS>
@@ -437,7 +443,7 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
                 }
             }
         };
-        team.share(ceil_div(args.n, PANEL), number, [&](int64_t p, int64_t end) {
+        team.share(ceil_div(args.n, PANEL), number, tokens > ROWS ? 1 : 2, [&](int64_t p, int64_t end) {
             for (; p < end; p++) multiply_panel(p);
         });
     }

@@ -20,6 +20,7 @@ constexpr int REGISTERS =
 #endif
 
 #define EK_INLINE inline __attribute__((always_inline))
+#define EK_LAMBDA __attribute__((always_inline))  // behind the parameters of a lambda
 
 #if defined(__aarch64__)
 typedef __fp16 Half;  // older compilers know the other name on x86 only

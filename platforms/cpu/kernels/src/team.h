@@ -35,12 +35,12 @@ struct Team {
 
     // Calls work(begin, end) with ranges that are 0..count together: first a large one for each
     // thread, then small ones for whoever is done first, because cores are not equally fast where
-    // others use them too. Every thread calls it with the same count; between two calls in a kernel
-    // is a barrier, and `number` counts them from 0.
+    // others use them too; where there are many, these are of `grain`. Every thread calls it with the
+    // same count; between two calls in a kernel is a barrier, and `number` counts them from 0.
     template <class Work>
-    void share(int64_t count, int64_t number, Work&& work) {
+    void share(int64_t count, int64_t number, int64_t grain, Work&& work) {
         if (size == 1) return work(int64_t(0), count);
-        const int64_t grain = count >= 8 * size ? 2 : 1;
+        if (count < 8 * size) grain = 1;
         const int64_t given = count * 3 / 4 / (grain * size) * (grain * size);
         const Range mine = part_of(given, rank, size, grain);
         if (mine.begin < mine.end) work(mine.begin, mine.end);
