@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from captured_steps import Host
 
 from engine_triton import interpreter
 from engine_triton.architecture import Architecture
@@ -15,6 +16,12 @@ interpreter.switch_on()
 def architecture() -> Architecture:
     """Of the host: the interpreter."""
     return Architecture.current()
+
+
+@pytest.fixture
+def host() -> Host:
+    """A device that records work for captured steps."""
+    return Host()
 
 
 @pytest.fixture(autouse=True, scope="module")
