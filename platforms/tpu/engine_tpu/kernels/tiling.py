@@ -57,10 +57,8 @@ def choose(
     head_groups = cores if num_kv_heads % cores == 0 else 1
     heads, per_head = num_kv_heads // head_groups, num_heads // num_kv_heads
     page_bytes = parts * heads * page_size * lanes * itemsize
-    group = min(GROUP_PAGES, GROUP_TOKENS // page_size, GROUP_BYTES // page_bytes, table_pages)
-    group = max(1, group)
-    most = min(128, BLOCK_ROWS // per_head, BLOCK_BYTES // (heads * per_head * lanes * itemsize))
-    queries = 1 if decode else _power_of_two(max(32 // itemsize, min(most, tokens)))
+    group = _group_pages(page_size, page_bytes, table_pages)
+    queries = 1 if decode else _block_queries(tokens, heads, per_head, lanes, itemsize)
     rows = -(-per_head * queries // 8) * 8
     together = max(1, min(8, heads, BLOCK_ROWS // rows))
     vmem_bytes = (
@@ -70,23 +68,10 @@ def choose(
         + 4 * together * rows * group * page_size * 4  # scores
         + 8 * 2**20
     )
-    if vmem_bytes > VMEM_BYTES:
-        raise UnsupportedError(
-            f"attention over blocks of {page_size} tokens with {heads} key/value heads of {lanes}"
-            f" lanes needs {vmem_bytes // 2**20} MiB of a core's memory, of which it may have"
-            f" {VMEM_BYTES // 2**20}; ask for a smaller block size or more devices"
-        )
+    _check_vmem(vmem_bytes, page_size, heads, lanes)
     pairs = requests if decode else -(-tokens // queries) + requests
-    groups = -(-table_pages // group)
-    if window is not None:  # a pair sees so many tokens, from anywhere in a group
-        groups = min(groups, (window + queries - 3) // (group * page_size) + 2)
-    smem_bytes = 4 * (pairs * groups * (group + 1) + 5 * pairs + 2048)
-    if smem_bytes > SMEM_BYTES:
-        raise UnsupportedError(
-            f"{requests} requests of {table_pages} blocks need {smem_bytes // 1024} KiB of a core's"
-            f" scalar memory, of which they may have {SMEM_BYTES // 1024}; ask for blocks of more"
-            f" than {page_size} tokens, fewer requests or a shorter context"
-        )
+    items = pairs * _groups_seen(table_pages, group, page_size, queries, window)
+    _check_smem(4 * (items * (group + 1) + 5 * pairs + 2048), requests, table_pages, page_size)
     return Tiling(
         block_queries=queries,
         group_pages=group,
@@ -94,8 +79,48 @@ def choose(
         heads_together=together,
         vmem_bytes=vmem_bytes,
         max_pairs=pairs,
-        max_items=pairs * groups,
+        max_items=items,
     )
+
+
+def _group_pages(page_size: int, page_bytes: int, table_pages: int) -> int:
+    most = min(GROUP_PAGES, GROUP_TOKENS // page_size, GROUP_BYTES // page_bytes, table_pages)
+    return max(1, most)
+
+
+def _block_queries(tokens: int, heads: int, per_head: int, lanes: int, itemsize: int) -> int:
+    token_bytes = heads * per_head * lanes * itemsize
+    most = min(128, BLOCK_ROWS // per_head, BLOCK_BYTES // token_bytes)
+    return _power_of_two(max(32 // itemsize, min(most, tokens)))
+
+
+def _groups_seen(
+    table_pages: int, group_pages: int, page_size: int, block_queries: int, window: int | None
+) -> int:
+    """The most groups of pages that a pair sees."""
+    all_groups = -(-table_pages // group_pages)
+    if window is None:
+        return all_groups
+    # A pair sees so many tokens, from anywhere in a group.
+    return min(all_groups, (window + block_queries - 3) // (group_pages * page_size) + 2)
+
+
+def _check_vmem(needed_bytes: int, page_size: int, heads: int, lanes: int) -> None:
+    if needed_bytes > VMEM_BYTES:
+        raise UnsupportedError(
+            f"attention over blocks of {page_size} tokens with {heads} key/value heads of {lanes}"
+            f" lanes needs {needed_bytes // 2**20} MiB of a core's memory, of which it may have"
+            f" {VMEM_BYTES // 2**20}; ask for a smaller block size or more devices"
+        )
+
+
+def _check_smem(needed_bytes: int, requests: int, table_pages: int, page_size: int) -> None:
+    if needed_bytes > SMEM_BYTES:
+        raise UnsupportedError(
+            f"{requests} requests of {table_pages} blocks need {needed_bytes // 1024} KiB of a"
+            f" core's scalar memory, of which they may have {SMEM_BYTES // 1024}; ask for blocks"
+            f" of more than {page_size} tokens, fewer requests or a shorter context"
+        )
 
 
 def _power_of_two(most: int) -> int:
