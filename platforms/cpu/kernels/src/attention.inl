@@ -175,10 +175,8 @@ EK_INLINE void product(const E* a, const W* panel, int64_t k, int64_t column, V 
                 add_product(acc, [&](int v) EK_LAMBDA { return V(bits[v] & 0xffff0000u); },
                             [&](int m) EK_LAMBDA { return splat(a[(2 * i + 1) * KS + m * MS]); });
             } else {
-                unrolled<MR>([&](auto m) EK_LAMBDA {
-                    unrolled<NV>([&](auto v) EK_LAMBDA {
-                        acc[m][v] = dot_pairs(acc[m][v], bits[v], a[i * KS + m * MS]);
-                    });
+                each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
+                    acc[m][v] = dot_pairs(acc[m][v], bits[v], a[i * KS + m * MS]);
                 });
             }
         }
@@ -219,10 +217,8 @@ __attribute__((noinline)) void score_tile(const E* q, const W* keys, int64_t hea
     for (int64_t column = 0; column < PANEL; column += SUB, next = nullptr) {
         V acc[MR][NV] = {};
         product<MR, MR, 1>(q, keys, head_dim, column, acc, next);
-        unrolled<MR>([&](auto m) EK_LAMBDA {
-            unrolled<NV>([&](auto v) EK_LAMBDA {
-                store(scores + m * CHUNK + column + v * LANES, acc[m][v]);
-            });
+        each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
+            store(scores + m * CHUNK + column + v * LANES, acc[m][v]);
         });
     }
 }

@@ -178,9 +178,9 @@ void multiply_block(const Linear& args, const LeftBlock<W, Y>& block, int64_t fi
                         if (column == 0 && !fetch)
                             for (int64_t line = 0; line < share; line += 64)
                                 __builtin_prefetch(next + t * share + line, 0, 2);
-                        multiply_tile<fetch>(rows,
-                                      block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from),
-                                      w, depth, column, ahead, partial, from > 0);
+                        multiply_tile<fetch>(
+                            rows, block.left + tile_size<W>(begin, k) + tile_size<W>(rows, from), w,
+                            depth, column, ahead, partial, from > 0);
                         if (from + depth == k)
                             store_tile(rows, partial, args, block.y + begin * args.y_stride,
                                        p * PANEL + column);

@@ -161,6 +161,14 @@ EK_INLINE void unrolled(F&& f) {
     }(std::make_integer_sequence<int, N>{});
 }
 
+// Calls f(m, v) for each vector of MR rows of a sub-panel.
+template <int MR, class F>
+EK_INLINE void each_vector(F&& f) {
+    unrolled<MR>([&](auto m) EK_LAMBDA {
+        unrolled<NV>([&](auto v) EK_LAMBDA { f(m, v); });
+    });
+}
+
 // acc[m][v] += left(m) * right(v).
 template <int MR, class Right, class Left>
 EK_INLINE void add_product(V (&acc)[MR][NV], Right&& right, Left&& left) {
@@ -188,10 +196,8 @@ EK_INLINE void multiply(const Entry<W>* a, const W* panels, int64_t apart, int64
                 unrolled<NV>(
                     [&](auto v) EK_LAMBDA { pairs[v] = load_bits(row + 2 * LANES * v); });
                 if constexpr (EK_DOT_BF16) {
-                    unrolled<MR>([&](auto m) EK_LAMBDA {
-                        unrolled<NV>([&](auto v) EK_LAMBDA {
-                            acc[p][m][v] = dot_pairs(acc[p][m][v], pairs[v], uint32_t(a[m]));
-                        });
+                    each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
+                        acc[p][m][v] = dot_pairs(acc[p][m][v], pairs[v], uint32_t(a[m]));
                     });
                 } else {
                     add_product(acc[p], [&](int v) EK_LAMBDA { return V(pairs[v] << 16); },
@@ -239,9 +245,10 @@ __attribute__((noinline)) void multiply_tile(int64_t rows, const Entry<W>* a, co
     with_rows(rows, [&](auto count) EK_LAMBDA {
         constexpr int MR = count;
         V acc[1][MR][NV];
-        unrolled<MR * NV>(
-            [&](auto i) EK_LAMBDA { acc[0][i / NV][i % NV] = add ? sums[i] : V{}; });
+        each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
+            acc[0][m][v] = add ? sums[m * NV + v] : V{};
+        });
         multiply<MR, 1, FETCH>(a, panel, 0, k, column, ahead, acc);
-        unrolled<MR * NV>([&](auto i) EK_LAMBDA { sums[i] = acc[0][i / NV][i % NV]; });
+        each_vector<MR>([&](auto m, auto v) EK_LAMBDA { sums[m * NV + v] = acc[0][m][v]; });
     });
 }

@@ -323,19 +323,16 @@ template <int BITS, int MR>
 __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::byte* panel,
                                              int64_t groups, int64_t column, Ahead ahead, V* totals,
                                              bool first) {
-    const auto each = [](auto&& f) EK_LAMBDA {
-        unrolled<MR>([&](auto m) EK_LAMBDA {
-            unrolled<NV>([&](auto v) EK_LAMBDA { f(m, v); });
-        });
-    };
     V total[MR][NV];
-    each([&](auto m, auto v) EK_LAMBDA { total[m][v] = first ? V{} : totals[m * NV + v]; });
+    each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
+        total[m][v] = first ? V{} : totals[m * NV + v];
+    });
     for (int64_t g = 0; g < groups; g++, tile += MR * ROW_BYTES<BITS>, panel += BLOCK<BITS>) {
         const float* scales = reinterpret_cast<const float*>(tile);
         const int32_t* sums = reinterpret_cast<const int32_t*>(scales + MR);
         const Quad* x = reinterpret_cast<const Quad*>(sums + MR);
         I acc[MR][NV];
-        each([&](auto m, auto v) EK_LAMBDA { acc[m][v] = I{} + sums[m]; });
+        each_vector<MR>([&](auto m, auto v) EK_LAMBDA { acc[m][v] = I{} + sums[m]; });
         const std::byte* w = panel + 2 * PANEL + 4 * column;
 #pragma GCC unroll 2
         for (int64_t q = 0; q < GROUP<BITS> / 4; q += 8 / BITS, w += 4 * PANEL) {
@@ -348,7 +345,7 @@ __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::b
                 unrolled<NV>([&](auto v) EK_LAMBDA {
                     quads[v] = quads_of(BITS == 8 ? bytes[v] : bytes[v] >> 4 * half & 0x0f0f0f0fu);
                 });
-                each([&](auto m, auto v) EK_LAMBDA {
+                each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
                     acc[m][v] = dot_quads<BITS>(acc[m][v], quads[v], x[m]);
                 });
                 x += MR;
@@ -359,11 +356,11 @@ __attribute__((noinline)) void multiply_rows(const std::byte* tile, const std::b
         unrolled<NV>([&](auto v) EK_LAMBDA {
             scale[v] = load_scales(panel + 2 * (column + LANES * v));
         });
-        each([&](auto m, auto v) EK_LAMBDA {
+        each_vector<MR>([&](auto m, auto v) EK_LAMBDA {
             total[m][v] += __builtin_convertvector(acc[m][v], V) * (scale[v] * scales[m]);
         });
     }
-    each([&](auto m, auto v) EK_LAMBDA { totals[m * NV + v] = total[m][v]; });
+    each_vector<MR>([&](auto m, auto v) EK_LAMBDA { totals[m * NV + v] = total[m][v]; });
 }
 
 template <int BITS>
