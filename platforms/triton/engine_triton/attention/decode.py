@@ -19,7 +19,14 @@ from engine.platform import AttentionSpec
 from engine_triton.architecture import Architecture
 from engine_triton.attention.layout import KVFormat
 from engine_triton.attention.numbers import operand
-from engine_triton.attention.tiles import attend, key_rows, key_tile, scaled_for
+from engine_triton.attention.tiles import (
+    attend,
+    divided,
+    key_rows,
+    key_tile,
+    scaled_for,
+    store_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,34 @@ def decode_kernel(
     at = q + request.to(tl.int64) * q_stride + heads[:, None] * head_stride + columns[None, :]
     query = operand(tl.load(at, mask=real, other=0.0), COMPUTE)
 
+    highest, total, sums = _attend_tiles(
+        query, first, last, start, length, cache, kv_head, block_table, request, table_stride,
+        scale, NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, BLOCK_SIZE, SOFT_CAP, FORMAT, COMPUTE,
+        BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    result = divided(sums, total, FACTOR)
+    if SPLIT:
+        several = tiles > each
+        lines = (request.to(tl.int64) * splits + split) * (NUM_KV_HEADS * GROUP) + heads
+        store_rows(parts, lines, result, real & several, HEAD_DIM, HEAD_PAD)
+        logs = highest + tl.log2(tl.where(total > 0, total, 1.0))
+        tl.store(weights + lines, logs, mask=(rows < HEADS) & (places < GROUP) & several)
+        real = real & (tiles <= each)
+    lines = request.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
+    store_rows(out, lines, result, real, HEAD_DIM, HEAD_PAD)
+
+
+@triton.jit
+def _attend_tiles(
+    query, first, last, start, length, cache, kv_head, block_table, request, table_stride, scale,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SOFT_CAP: tl.constexpr, FORMAT: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(highest [M], total [M], sums [M, D]) of `attend` over tiles first:last.
+
+    Of their tokens, `query` [M, D] sees start:length.
+    """
     BLOCK_STRIDE: tl.constexpr = 2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM
     keys = cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
     values = keys + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM
@@ -201,20 +236,7 @@ def decode_kernel(
         highest, total, sums = attend(
             query, k, v, highest, total, sums, seen[None, :], scale, SOFT_CAP, True
         )
-
-    some = total > 0  # not of a request without tokens
-    result = sums * tl.where(some, FACTOR / tl.where(some, total, 1.0), 0.0)[:, None]
-    if SPLIT:
-        divided = tiles > each
-        at_part = (request.to(tl.int64) * splits + split) * (NUM_KV_HEADS * GROUP) + heads
-        at = parts + at_part[:, None] * HEAD_DIM + columns[None, :]
-        tl.store(at, result, mask=real & divided)
-        logs = highest + tl.log2(tl.where(some, total, 1.0))
-        tl.store(weights + at_part, logs, mask=(rows < HEADS) & (places < GROUP) & divided)
-        real = real & (tiles <= each)
-    line = request.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
-    at = out + line[:, None] * HEAD_DIM + columns[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=real)
+    return highest, total, sums
 
 
 @triton.jit(do_not_specialize=["splits"])

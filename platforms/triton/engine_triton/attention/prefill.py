@@ -19,7 +19,14 @@ from engine.platform import AttentionSpec, StepMetadata
 from engine_triton.architecture import Architecture
 from engine_triton.attention.layout import KVFormat
 from engine_triton.attention.numbers import operand
-from engine_triton.attention.tiles import attend, key_rows, key_tile, scaled_for
+from engine_triton.attention.tiles import (
+    attend,
+    divided,
+    key_rows,
+    key_tile,
+    scaled_for,
+    store_rows,
+)
 
 #: Entries of the list that one program makes.
 _ENTRIES = 128
@@ -196,23 +203,31 @@ def prefill_kernel(
     at = q + (token_rows.to(tl.int64) * q_stride + heads * head_stride)[:, None]
     query = operand(tl.load(at + columns[None, :], mask=real, other=0.0), COMPUTE)
 
-    # Keys, in tiles:    low      open        high
-    #                |----------|=======|-------------|      every row sees all of the open ones,
-    #              first                            stop     some rows see some of the others
-    token = token_rows + behind
-    first_token = first_row + behind
+    token, first_token = token_rows + behind, first_row + behind
     last_token = tl.minimum(first_row + TOKENS, end_row) - 1 + behind
-    stop = last_token + 1
-    high = tl.cdiv(stop, BLOCK_N)
-    first = 0
-    open_first = 0
-    if WINDOW is not None:
-        first = tl.maximum(first_token - WINDOW + 1, 0)
-        open_first = tl.cdiv(tl.maximum(last_token - WINDOW + 1, 0), BLOCK_N)
-        open_first = tl.minimum(open_first, high)
-    low = first // BLOCK_N
-    open_last = tl.maximum((first_token + 1) // BLOCK_N, open_first)
+    total, sums = _attend_all(
+        query, token, first_token, last_token, cache, kv_head, block_table, request, table_stride,
+        scale, NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, BLOCK_SIZE, WINDOW, SOFT_CAP, FORMAT, COMPUTE,
+        BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    lines = token_rows.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
+    store_rows(out, lines, divided(sums, total, FACTOR), real, HEAD_DIM, HEAD_PAD)
 
+
+@triton.jit
+def _attend_all(
+    query, token, first_token, last_token, cache, kv_head, block_table, request, table_stride,
+    scale,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+    FORMAT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(total [M], sums [M, D]) of `attend` over all keys that the rows see.
+
+    `query` [M, D] is of the tokens `token` [M], which lie from the first to the last one.
+    """
+    first, low, open_first, open_last, high = _key_tiles(first_token, last_token, WINDOW, BLOCK_N)
+    stop = last_token + 1
     BLOCK_STRIDE: tl.constexpr = 2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM
     keys = cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
     values = keys + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM
@@ -241,9 +256,23 @@ def prefill_kernel(
         highest, total, sums = attend(
             query, k, v, highest, total, sums, seen, scale, SOFT_CAP, True
         )
+    return total, sums
 
-    some = total > 0  # not of rows that are padding
-    result = sums * tl.where(some, FACTOR / tl.where(some, total, 1.0), 0.0)[:, None]
-    line = token_rows.to(tl.int64) * (NUM_KV_HEADS * GROUP) + heads
-    at = out + line[:, None] * HEAD_DIM + columns[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=real)
+
+@triton.jit
+def _key_tiles(first_token, last_token, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(first, low, open_first, open_last, high): the first key, and where ranges of tiles begin.
+
+    Keys, in tiles:    low      open        high
+                    |----------|=======|-------------|      every row sees all of the open ones,
+                  first                            stop     some rows see some of the others
+    """
+    high = tl.cdiv(last_token + 1, BLOCK_N)
+    first = 0
+    open_first = 0
+    if WINDOW is not None:
+        first = tl.maximum(first_token - WINDOW + 1, 0)
+        open_first = tl.cdiv(tl.maximum(last_token - WINDOW + 1, 0), BLOCK_N)
+        open_first = tl.minimum(open_first, high)
+    open_last = tl.maximum((first_token + 1) // BLOCK_N, open_first)
+    return first, first // BLOCK_N, open_first, open_last, high

@@ -94,6 +94,20 @@ def attend(
     return now, total, sums
 
 
+@triton.jit
+def divided(sums, total, FACTOR: tl.constexpr):
+    """The result [M, D] of all tiles' sums and totals; 0 for rows that saw no key."""
+    some = total > 0
+    return sums * tl.where(some, FACTOR / tl.where(some, total, 1.0), 0.0)[:, None]
+
+
+@triton.jit
+def store_rows(out, lines, result, real, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr):
+    """Writes `result` [M, D], where it is `real`, to the lines [M] of `out` [lines, HEAD_DIM]."""
+    at = out + lines[:, None] * HEAD_DIM + tl.arange(0, HEAD_PAD)[None, :]
+    tl.store(at, result.to(out.dtype.element_ty), mask=real)
+
+
 def scaled_for(scale: float, soft_cap: float | None, factor: float) -> float:
     """What `attend` multiplies scores with; `factor`: of a cache's numbers."""
     if soft_cap is None:
