@@ -24,6 +24,7 @@ class Dtype(IntEnum):
 SIGNATURES = {
     "ek_isa": (c_char_p, ()),
     "ek_isa_present": (c_char_p, (c_int,)),
+    "ek_isa_on": (c_char_p, (c_void_p, c_char_p, c_int)),
     "ek_set_threads": (None, (c_int,)),
     "ek_threads": (c_int, ()),
     "ek_tape_new": (c_void_p, (c_int64,)),

@@ -1,6 +1,6 @@
 // Which instruction set's kernels run.
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 #include <vector>
 
 #if defined(EK_HAS_AMX)
@@ -29,9 +29,42 @@ EK_DECLARE(neon_bf16)
 
 namespace {
 
-struct Choice {
-    const Kernels* table;
-    bool present, automatic;
+// Those that the compiler knew, in no order.
+const Kernels* const BUILT[] = {
+#ifdef EK_HAS_AMX
+    &avx512bf16::tiled_table,
+#endif
+#ifdef EK_HAS_AVX512BF16
+    &avx512bf16::table,
+#endif
+#ifdef EK_HAS_AVX512VNNI
+    &avx512vnni::table,
+#endif
+#ifdef EK_HAS_AVX2
+    &avx2::table,
+#endif
+#ifdef EK_HAS_AVX512BF16_EMULATED
+    &avx512bf16_emulated::tiled_table,
+    &avx512bf16_emulated::table,
+#endif
+#ifdef EK_HAS_NEON_BF16
+    &neon_bf16::table,
+#endif
+#ifdef EK_HAS_NEON_DOT
+    &neon_dot::table,
+#endif
+    &generic::table,
+};
+
+const Kernels* built(std::string_view isa) {
+    for (const Kernels* table : BUILT)
+        if (isa == table->isa) return table;
+    return nullptr;
+}
+
+// Whose it is, and the instruction sets it has. `tests/test_dispatch.py` has the same.
+struct Processor {
+    bool intel, avx2, avx512vnni, avx512bf16, amx, neon_dot, neon_bf16;
 };
 
 #ifdef EK_HAS_AMX
@@ -42,102 +75,103 @@ bool may_use_tiles() {
 }
 #endif
 
-#ifdef __x86_64__
-// With pairs of bf16 an Emerald Rapids needs 1.3 to 1.5 times as long for prompts as with floats; other
-// processors of Intel's are taken to be alike. Of AMD's none was measured.
-[[maybe_unused]] bool pairs_are_slow() { return __builtin_cpu_is("intel"); }
-#endif
-
-#if defined(EK_HAS_AMX) && defined(EK_HAS_AVX512VNNI)
-// Only linear layers have tiles.
-const Kernels& tiles_and_floats() {
-    static const Kernels table = [] {
-        Kernels mixed = avx512bf16::tiled_table;
-        mixed.attention = avx512vnni::table.attention;
-        return mixed;
-    }();
-    return table;
-}
-#endif
-
-// Best first.
-std::vector<Choice> choices() {
-    std::vector<Choice> found;
+Processor this_processor() {
+    Processor found{};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    [[maybe_unused]] const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    [[maybe_unused]] const bool avx512 =
-        avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    found.intel = __builtin_cpu_is("intel");
+    found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    found.avx512vnni = found.avx2 && __builtin_cpu_supports("avx512f") &&
+                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #ifdef EK_HAS_AVX512BF16
-    const bool pairs = vnni && __builtin_cpu_supports("avx512bf16");
+    found.avx512bf16 = found.avx512vnni && __builtin_cpu_supports("avx512bf16");
+#endif
 #ifdef EK_HAS_AMX
-    const bool tiles = pairs && __builtin_cpu_supports("amx-tile") &&
-                       __builtin_cpu_supports("amx-bf16") && may_use_tiles();
-#ifdef EK_HAS_AVX512VNNI
-    found.push_back({pairs_are_slow() ? &tiles_and_floats() : &avx512bf16::tiled_table, tiles, true});
-#else
-    found.push_back({&avx512bf16::tiled_table, tiles, true});
-#endif
-#endif
-    if (!pairs_are_slow()) found.push_back({&avx512bf16::table, pairs, true});
-#endif
-#ifdef EK_HAS_AVX512VNNI
-    found.push_back({&avx512vnni::table, vnni, true});
-#endif
-#ifdef EK_HAS_AVX512BF16
-    if (pairs_are_slow()) found.push_back({&avx512bf16::table, pairs, true});
-#endif
-#ifdef EK_HAS_AVX2
-    found.push_back({&avx2::table, avx2, true});
-#endif
-#ifdef EK_HAS_AVX512BF16_EMULATED
-    found.push_back({&avx512bf16_emulated::tiled_table, vnni, false});
-    found.push_back({&avx512bf16_emulated::table, vnni, false});
+    found.amx = found.avx512bf16 && __builtin_cpu_supports("amx-tile") &&
+                __builtin_cpu_supports("amx-bf16") && may_use_tiles();
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
-    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
-    [[maybe_unused]] const bool dot = (first & HWCAP_ASIMDDP) && (first & HWCAP_ASIMDHP);
+    const unsigned long first = getauxval(AT_HWCAP);
+    found.neon_dot = (first & HWCAP_ASIMDDP) && (first & HWCAP_ASIMDHP);
 #ifdef EK_HAS_NEON_BF16
-    const bool pairs = dot && (second & HWCAP2_I8MM) && (second & HWCAP2_BF16);
-    found.push_back({&neon_bf16::table, pairs, true});
-#endif
-#ifdef EK_HAS_NEON_DOT
-    found.push_back({&neon_dot::table, dot, true});
+    const unsigned long second = getauxval(AT_HWCAP2);
+    found.neon_bf16 = found.neon_dot && (second & HWCAP2_I8MM) && (second & HWCAP2_BF16);
 #endif
 #endif
-    found.push_back({&generic::table, true, true});
     return found;
 }
 
-const Kernels* choose() {
-    const char* wanted = std::getenv("ENGINE_CPU_ISA");
-    for (const Choice& one : choices())
-        if (one.present && (wanted ? std::strcmp(wanted, one.table->isa) == 0 : one.automatic))
-            return one.table;
-    return nullptr;
+struct Choice {
+    const Kernels *table, *attention;  // attention is taken from the second
+    bool automatic;
+};
+
+// What is built and `processor` has, best first.
+std::vector<Choice> choices(const Processor& processor) {
+    // With pairs of bf16 an Emerald Rapids needs 1.3 to 1.5 times as long for prompts as with floats;
+    // other processors of Intel's are taken to be alike. Of AMD's none was measured.
+    const bool pairs_are_slow = processor.intel;
+    std::vector<Choice> found;
+    const auto add = [&](const char* isa, bool present, bool automatic = true) {
+        if (const Kernels* table = built(isa); table && present)
+            found.push_back({table, table, automatic});
+    };
+    add("amx", processor.amx);
+    // Only linear layers have tiles.
+    if (const Kernels* floats = built("avx512vnni"); pairs_are_slow && floats && !found.empty())
+        found.back().attention = floats;
+    add("avx512bf16", processor.avx512bf16 && !pairs_are_slow);
+    add("avx512vnni", processor.avx512vnni);
+    add("avx512bf16", processor.avx512bf16 && pairs_are_slow);
+    add("avx2", processor.avx2);
+    add("amx_emulated", processor.avx512vnni, false);
+    add("avx512bf16_emulated", processor.avx512vnni, false);
+    add("neon_bf16", processor.neon_bf16);
+    add("neon_dot", processor.neon_dot);
+    add("generic", true);
+    return found;
 }
+
+// Of `wanted`, or the best if that is null. No table: `wanted` is not here.
+Choice choose(const Processor& processor, const char* wanted) {
+    for (const Choice& one : choices(processor))
+        if (wanted ? one.table->isa == std::string_view(wanted) : one.automatic) return one;
+    return {};
+}
+
+Choice choose() { return choose(this_processor(), std::getenv("ENGINE_CPU_ISA")); }
 
 }  // namespace
 
 const Kernels& kernels() {
-    static const Kernels* chosen = choose();
-    return *chosen;
+    static const Kernels chosen = [] {
+        const Choice one = choose();
+        Kernels mixed = *one.table;
+        mixed.attention = one.attention->attention;
+        return mixed;
+    }();
+    return chosen;
 }
 
 }  // namespace ek
 
 // The name of the chosen instruction set; null when ENGINE_CPU_ISA names one that is not here.
 EK_EXPORT const char* ek_isa() {
-    const ek::Kernels* found = ek::choose();
+    const ek::Kernels* found = ek::choose().table;
     return found ? found->isa : nullptr;
 }
 
 // Instruction set `index` of those that this library and this processor have; null past the last.
 EK_EXPORT const char* ek_isa_present(int index) {
-    for (const ek::Choice& one : ek::choices())
-        if (one.present && index-- == 0) return one.table->isa;
-    return nullptr;
+    const auto present = ek::choices(ek::this_processor());
+    return size_t(index) < present.size() ? present[size_t(index)].table->isa : nullptr;
+}
+
+// For tests: as ek_isa, of any processor and of `wanted` in place of the variable; or the name of the
+// one whose attention runs.
+EK_EXPORT const char* ek_isa_on(const ek::Processor* processor, const char* wanted, int attention) {
+    const ek::Choice found = ek::choose(*processor, wanted);
+    const ek::Kernels* table = attention ? found.attention : found.table;
+    return table ? table->isa : nullptr;
 }
