@@ -1,24 +1,19 @@
-"""Memory for weights: apart from each other, freed with them, and the same in large pages."""
+"""Memory for weights: apart from each other, and freed with them."""
 
 import gc
 import mmap
-import time
 import weakref
 
 import pytest
-import torch
 
 pytest.importorskip("engine_cpu_kernels", reason="the native package is not installed")
 
 from engine_cpu.native import memory
 from engine_cpu.native.memory import ALIGNMENT, Shelf
 
-PAGE = 2**21
-PATIENCE_S = 30
-
 
 def test_what_lies_on_a_shelf_is_aligned_and_apart() -> None:
-    shelf = Shelf(4096, delay_s=3600)
+    shelf = Shelf(4096)
     taken = [shelf.allocate(size) for size in (1, 100, 4000, 64, 10_000, 5)]
     assert [len(one) for one in taken] == [1, 100, 4000, 64, 10_000, 5]
     assert all(one.data_ptr() % ALIGNMENT == 0 for one in taken)
@@ -40,7 +35,7 @@ def test_a_mapping_is_freed_with_the_last_that_lies_in_it(
 
     real = memory._map
     monkeypatch.setattr(memory, "_map", noted)
-    shelf = Shelf(4096, delay_s=3600)
+    shelf = Shelf(4096)
     first, second = shelf.allocate(1000), shelf.allocate(1000)
     del first
     gc.collect()
@@ -50,32 +45,3 @@ def test_a_mapping_is_freed_with_the_last_that_lies_in_it(
     assert made[0]() is None
     assert shelf.allocate(10).tolist() == [0] * 10, "from a new one"
     assert len(made) == 2
-
-
-def test_what_moved_to_large_pages_is_what_it_was() -> None:
-    if not memory._large_page():
-        pytest.skip("this system has no large pages")
-    shelf = Shelf(8 * PAGE, delay_s=0.2)
-    weights = shelf.allocate(8 * PAGE)
-    weights.view(torch.int64).copy_(torch.arange(PAGE))
-    end = time.monotonic() + PATIENCE_S
-    while not (large := _large_bytes(weights.data_ptr())) and time.monotonic() < end:
-        time.sleep(0.05)
-    if not large:
-        pytest.skip("the system has large pages, but gives none when asked")
-    time.sleep(0.2)  # the others follow
-    assert torch.equal(weights.view(torch.int64), torch.arange(PAGE))
-
-
-def _large_bytes(address: int) -> int:
-    """In large pages, of the mapping that begins at or before the address."""
-    inside = False
-    with open("/proc/self/smaps", encoding="ascii") as lines:
-        for line in lines:
-            head = line.split()
-            if "-" in head[0] and not head[0].endswith(":"):
-                start, stop = (int(text, 16) for text in head[0].split("-"))
-                inside = start <= address < stop
-            elif inside and head[0] == "AnonHugePages:":
-                return int(head[1]) * 1024
-    return 0

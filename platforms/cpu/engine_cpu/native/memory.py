@@ -5,14 +5,12 @@ arena that outlives the recording: what a dead tensor leaves is used again by la
 recording, as in the step itself, and by nobody else.
 """
 
-import ctypes
 import mmap
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,10 +19,8 @@ from torch import Tensor
 
 ALIGNMENT = 64
 
-#: What Linux says of large pages, how it is asked for them, and a pause between two of them.
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-MADV_COLLAPSE = 25
-PAUSE_S = 0.001
+#: Weakly: it may have been freed.
+Mapping: TypeAlias = Callable[[], mmap.mmap | None]
 
 
 class NotRecordable(Exception):
@@ -88,23 +84,15 @@ def allocate(num_bytes: int) -> Tensor:
 class Shelf:
     """Room for much that stays, one beside the other, aligned to cache lines.
 
-    A while after it was filled it moves to large pages, piece by piece and where the system has
-    them: addresses are found sooner there. Taken from the system at once, they would have to be
-    cleared and often fetched from a hypervisor first, while somebody waits for the start.
-
     A mapping is freed when nothing in it is used any more.
     """
 
-    def __init__(self, num_bytes: int, delay_s: float) -> None:
-        """
-        Args:
-            num_bytes: of a mapping, as long as nothing needs a larger one.
-            delay_s: from the making of a mapping until it moves.
-        """
+    def __init__(self, num_bytes: int) -> None:
+        """`num_bytes`: of a mapping, as long as nothing needs a larger one."""
         self._size = num_bytes
-        self._delay_s = delay_s
-        self._mapping: Callable[[], mmap.mmap | None] = lambda: None  # weakly: see above
+        self._mapping: Mapping = lambda: None
         self._used = 0
+        self._made: list[Mapping] = []
         self._lock = threading.Lock()
 
     def allocate(self, num_bytes: int) -> Tensor:
@@ -114,46 +102,23 @@ class Shelf:
             if mapping is None or self._used + num_bytes > len(mapping):
                 mapping = _map(max(num_bytes, self._size))
                 self._mapping, self._used = weakref.ref(mapping), 0
-                later = threading.Timer(self._delay_s, _collapse, (self._mapping,))
-                later.daemon = True
-                later.start()
+                self._made.append(self._mapping)
             start = self._used
             self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         return torch.frombuffer(mapping, dtype=torch.uint8)[start : start + num_bytes]
 
+    def take_new(self) -> list[Mapping]:
+        """The mappings made since they were last asked for."""
+        with self._lock:
+            made, self._made = self._made, []
+        return made
 
-WEIGHTS = Shelf(2**26, delay_s=3.0)
-_one_at_a_time = threading.Lock()
+
+WEIGHTS = Shelf(2**26)
 
 
 def _map(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _collapse(mapping: Callable[[], mmap.mmap | None]) -> None:
-    """Move the mapping to large pages, if it still is there and the system has some for it.
-
-    madvise(2), MADV_COLLAPSE, Linux 6.1: where it is refused all stays as it is.
-    """
-    with _one_at_a_time:
-        if (held := mapping()) is None or not (size := _large_page()):
-            return
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        start = torch.frombuffer(held, dtype=torch.uint8).data_ptr()
-        for address in range(-(-start // size) * size, start + len(held) - size + 1, size):
-            madvise(address, size, MADV_COLLAPSE)
-            time.sleep(PAUSE_S)  # requests may be running
-
-
-def _large_page() -> int:
-    """Bytes; 0 where there are none, or the administrator does not want them."""
-    try:
-        if "[never]" in (LARGE_PAGES / "enabled").read_text():
-            return 0
-        return int((LARGE_PAGES / "hpage_pmd_size").read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

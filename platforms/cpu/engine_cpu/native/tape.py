@@ -9,6 +9,7 @@ A tape knows native kernels only. If the model computes anything with torch in b
 while it is recorded, and the model is run as it is written, operation by operation.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from engine.platform import EagerRunner, Forward, GraphRunner, MakeInputs, StepInputs
 from engine_cpu.native.attention import NativeAttention, NativePlan
-from engine_cpu.native.memory import Arena, NotRecordable, record
+from engine_cpu.native.memory import WEIGHTS, Arena, NotRecordable, record
+from engine_cpu.native.pages import Mover
 
 
 class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -88,6 +90,7 @@ class TapeRunner(GraphRunner):
         self._max_tokens = max_tokens
         self._eager = EagerRunner()
         self._tape: Tape | None = None
+        self._mover: Mover | None = None
         self.reason: str | None = "nothing was recorded yet"
 
     def warm_up(self, forward: Forward, make_inputs: MakeInputs) -> None:
@@ -97,11 +100,15 @@ class TapeRunner(GraphRunner):
         except NotRecordable as error:
             self.reason = str(error)
             self._eager.warm_up(forward, make_inputs)
+        self._mover = Mover(WEIGHTS)
 
     def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
-        if self._tape is None or len(inputs.input_ids) > self._tape.capacity:
-            return self._eager.run(forward, inputs)
-        return self._tape.run(inputs)
+        with self._mover.step() if self._mover else nullcontext():
+            if self._tape is None or len(inputs.input_ids) > self._tape.capacity:
+                return self._eager.run(forward, inputs)
+            return self._tape.run(inputs)
 
     def close(self) -> None:
         self._tape = None
+        if self._mover:
+            self._mover.close()
