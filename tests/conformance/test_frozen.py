@@ -24,6 +24,7 @@ DIGESTS = {
     "contract_1_1": "83822cd5d4dd830c513e75e5c59a9efd9163f65bcdd95d92f38a3f8d1209e40a",
     "contract_1_2": "eda499b6b4a495b798ef12c0aa24706d481ceedfd7bf7ee1179bcd4a775c1503",
     "contract_1_3": "802576036b61488e97a38cf3dc7cf2efa646af35b46736a78bfafd794a778ff0",
+    "contract_1_4": "5d55f3339390904f99bb412cea98d1f7dff691521a4fab1819b557c3c5045a12",
 }
 
 
@@ -80,6 +81,10 @@ class TestContract12(Frozen):
 class TestContract13(Frozen):
     levels = (*Frozen.levels, "attention")  # with a prologue of its own
     version = "1_3"
+
+
+class TestContract14(Frozen):
+    version = "1_4"
 
 
 del Frozen  # the classes made from it are the tests

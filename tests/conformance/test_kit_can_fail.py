@@ -144,6 +144,34 @@ def test_an_operation_that_gives_another_dtype_is_found(assert_found, good):
     assert_found("ops/silu_and_multiply/bfloat16", broken, "torch.float32 for bfloat16")
 
 
+@pytest.mark.parametrize("name", ["linear", "tied_embedding"])
+def test_logits_that_were_rounded_all_the_same_are_found(name, assert_found, good):
+    def offering(result):
+        class Offers:
+            def __init__(self, packed):
+                self.packed = packed
+
+            def __call__(self, x):
+                return self.packed(x)
+
+            def in_float32(self, x):
+                return result(self.packed, x)
+
+        def ops(self, table):
+            make = table.reference(name)
+
+            @table.register(name, source="acme", priority=99)
+            def offered(*weights):
+                made = make(*weights)
+                return (made[0], Offers(made[1])) if isinstance(made, tuple) else Offers(made)
+
+        return with_platform(good, ops=ops)
+
+    case, rounded = f"ops/{name}/bfloat16", offering(lambda packed, x: packed(x).float())
+    assert_found(case, rounded, f"in_float32 of {name} is off")
+    assert_found(case, offering(lambda packed, x: packed(x)), "gave torch.bfloat16")
+
+
 def test_a_platform_that_poses_as_the_reference_is_found(assert_found, good):
     def ops(self, table):
         table.register("linear", source="reference", priority=1)(lambda weight, bias: None)

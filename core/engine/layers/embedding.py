@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from engine.layers.linear import in_float32
 from engine.layers.site import Site
 
 
@@ -51,7 +52,6 @@ class TiedEmbedding:
         result: Tensor = self._look_up(ids)
         return result
 
-    def output(self, x: Tensor) -> Tensor:
-        """[T, W] -> [T, V]."""
-        result: Tensor = self._apply(x)
-        return result
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, W] -> [T, V] float32."""
+        return in_float32(self._apply)(x).float()

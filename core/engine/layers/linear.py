@@ -5,6 +5,7 @@ A column-parallel layer followed by a row-parallel one needs a single all-reduce
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,13 @@ class ColumnParallelLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, I] -> [T, O of this rank], or [T, O] where gathered."""
-        result = self._apply(x)
+        return self._gathered(self._apply(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The same in float32."""
+        return self._gathered(in_float32(self._apply)(x)).float()
+
+    def _gathered(self, result: Tensor) -> Tensor:
         return self._communicator.all_gather(result) if self._gather else result
 
 
@@ -51,6 +58,13 @@ class RowParallelLinear:
         """[T, I of this rank] -> [T, O]."""
         result = self._communicator.all_reduce(self._apply(x))
         return result if self._bias is None else result + self._bias
+
+
+def in_float32(packed: Any) -> Callable[[Tensor], Tensor]:
+    """A linear layer that a factory made, with results that are not rounded to the dtype of their
+    inputs, where it can do that."""
+    apply: Callable[[Tensor], Tensor] = getattr(packed, "in_float32", packed)
+    return apply
 
 
 def _pack(site: Site, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -75,7 +75,7 @@ class Decoder(Model):
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return scaled(self._output(hidden).float(), 1 / self._logits_divisor)
+        return scaled(self._output(hidden), 1 / self._logits_divisor)
 
 
 def _ends(
@@ -85,14 +85,14 @@ def _ends(
     model, site = weights.architecture, weights.site
     if model.tied and split_from is None:
         tied = TiedEmbedding(site, weights.embedding())
-        return tied, tied.output
+        return tied, tied.logits
     embedding = weights.embedding()
     output = embedding if model.tied else weights.output()
     if model.tied:
         site.keep(embedding)
     return (
         Embedding(site, embedding, split_from=split_from),
-        ColumnParallelLinear(site, output, gather=split_from is not None),
+        ColumnParallelLinear(site, output, gather=split_from is not None).logits,
     )
 
 

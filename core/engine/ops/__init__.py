@@ -58,6 +58,9 @@ penalize               (scores[M, V] float32, tokens[Q, L] int32 or     float32
 A *factory* is called once, when weights are loaded, and owns what it makes of them: it may keep the
 tensor, prepack it, quantize it, or move it. The layer keeps no reference to what it handed over.
 
+What `linear` and `tied_embedding` make may have a method `in_float32(x)`, with float32 results that
+were not rounded to the dtype of x before. Logits are made by it.
+
 Facts that `when` and `unless` are asked with (more may come: take `**_`): every operation gets
 `dtype` ("float32", "bfloat16", "float16") and `device` (as torch spells it); beyond them
 

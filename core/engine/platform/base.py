@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The contract's version. The first number rises when something is removed, changed or made
 #: required; the second when something optional is added. Each rise has an entry in CHANGELOG.md
 #: beside this file. A plugin states, as a literal, the version it was written against.
-API_VERSION = (1, 4)
+API_VERSION = (1, 5)
 
 
 @dataclass(frozen=True, slots=True)

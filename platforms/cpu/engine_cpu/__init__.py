@@ -19,7 +19,7 @@ def engine_platforms() -> Sequence[PlatformSpec]:
     return [
         PlatformSpec(
             name="cpu",
-            api=(1, 2),
+            api=(1, 5),
             probe=probe,
             create=create,
             priority=0,

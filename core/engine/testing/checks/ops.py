@@ -25,6 +25,9 @@ from engine.testing.checks.subject import Subject
 #: and some references round in between.
 TOLERANCES = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
+#: The same where nothing is rounded after the sums.
+UNROUNDED = 2e-4
+
 TOKENS = (1, 2, 7, 33)
 
 
@@ -185,6 +188,8 @@ QUESTIONS: dict[str, _Ask] = {
     "sample": _sample,
     "penalize": _penalize,
 }
+#: Factories of linear layers; a linear layer is the last that they make.
+LINEAR = {"linear", "tied_embedding"}
 #: Asked in float32 alone, whatever the model's dtype.
 FLOAT32 = {"argmax", "penalize", "rotary_angles", "sample"}
 
@@ -236,8 +241,21 @@ def _error(table: OpTable, name: str, asked: _Question, dtype: str, subject: Sub
     for one in found:
         right = DTYPES[dtype] if one.is_floating_point() else torch.int64
         assert one.dtype == right, f"{name} gave {one.dtype} for {dtype}"
-    pairs = zip(found, expected, strict=True)
-    return max(relative_error(one.cpu(), right) for one, right in pairs)
+    errors = [relative_error(one.cpu(), right) for one, right in zip(found, expected, strict=True)]
+    if name in LINEAR:
+        _check_float32(name, function, _on(asked.arguments, device)[-1], expected[-1])
+    return max(errors)
+
+
+def _check_float32(name: str, made: Any, x: Tensor, expected: Tensor) -> None:
+    """What a factory offers beside, for logits: no rounding of the result shows in the error."""
+    in_float32 = getattr(made[-1] if isinstance(made, tuple) else made, "in_float32", None)
+    if in_float32 is None:
+        return
+    found = in_float32(x)
+    assert found.dtype == torch.float32, f"in_float32 of {name} gave {found.dtype}"
+    error = relative_error(found.cpu(), expected)
+    assert error <= UNROUNDED, f"in_float32 of {name} is off by {error:.2g}, over {UNROUNDED}"
 
 
 def _normal(dtype: torch.dtype, random: torch.Generator, *shape: int) -> Tensor:

@@ -72,11 +72,19 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
+        return self._multiply(x, self._dtype)
+
+    def in_float32(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O] float32: sums as they are, not rounded to the dtype of `x`."""
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.dim() != 2 or x.stride(1) != 1:
             if recording():
                 raise NotRecordable("linear of rows that are not contiguous", len(x))
-            return self(x.reshape(-1, self._in)).view(*x.shape[:-1], self._out)
-        y = empty((len(x), self._out), self._dtype)
+            y = self._multiply(x.reshape(-1, self._in), dtype)
+            return y.view(*x.shape[:-1], self._out)
+        y = empty((len(x), self._out), dtype)
         if _linear(
             x.data_ptr(),
             x.stride(0),
@@ -87,7 +95,7 @@ class PackedLinear:
             self._in,
             self._out,
             self._number,
-            self._number,
+            DTYPES[dtype],
             len(x),
         ):
             raise NotRecordable("linear", len(x))
