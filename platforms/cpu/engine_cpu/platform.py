@@ -97,7 +97,7 @@ class CpuPlatform(Platform):
             return EagerRunner()
         from engine_cpu.native.tape import TapeRunner
 
-        return TapeRunner(self.config.max_batch_tokens)
+        return TapeRunner(self.config.max_batch_tokens, self.config.max_requests)
 
     def communicator(self, ranks: tuple[int, ...]) -> Communicator:
         return self._groups.join(ranks)

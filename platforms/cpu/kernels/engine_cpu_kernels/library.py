@@ -28,6 +28,7 @@ SIGNATURES = {
     "ek_set_threads": (None, (c_int,)),
     "ek_threads": (c_int, ()),
     "ek_tape_new": (c_void_p, (c_int64,)),
+    "ek_tape_extend": (c_void_p, (c_void_p, c_int64)),
     "ek_tape_free": (None, (c_void_p,)),
     "ek_tape_begin": (None, (c_void_p,)),
     "ek_tape_end": (None, ()),

@@ -143,6 +143,10 @@ EK_EXPORT void ek_set_threads(int count) { ek::num_threads = count; }
 EK_EXPORT int ek_threads() { return ek::threads(); }
 
 EK_EXPORT Tape* ek_tape_new(int64_t capacity) { return new Tape{capacity, 0, {}}; }
+// What `tape` has, to be recorded on: for steps of up to `capacity` tokens, no more than the tape's.
+EK_EXPORT Tape* ek_tape_extend(const Tape* tape, int64_t capacity) {
+    return new Tape{capacity, tape->shared_bytes, tape->steps};
+}
 EK_EXPORT void ek_tape_free(Tape* tape) { delete tape; }
 // From here to `ek_tape_end`, kernels called on this thread are noted, and nothing is computed.
 EK_EXPORT void ek_tape_begin(Tape* tape) { ek::recording = tape; }

@@ -131,7 +131,7 @@ def noise(rows: int, size: int, scale: float = 3.0, seed: int = 0) -> Tensor:
     return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed + size)) * scale
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, 100_003])
 @pytest.mark.parametrize("rows", [1, 2, 13])
 def test_argmax_finds_the_highest_and_the_first_of_equals(
     lib: ctypes.CDLL, size: int, rows: int
@@ -142,7 +142,7 @@ def test_argmax_finds_the_highest_and_the_first_of_equals(
         assert ids.tolist() == scores.numpy().argmax(-1).tolist()  # the first, says NumPy
 
 
-@pytest.mark.parametrize("size", [1, 17, 513, 40000])
+@pytest.mark.parametrize("size", [1, 17, 513, 40000, 100_003])
 def test_argmax_of_rows_with_infinities_and_nan(lib: ctypes.CDLL, size: int) -> None:
     for place in {0, size // 2, size - 1}:
         scores = noise(4, size)
