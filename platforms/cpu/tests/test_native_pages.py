@@ -58,10 +58,15 @@ def test_all_pages_move_while_nothing_runs(collapse: Collapse) -> None:
 
 
 @pytest.mark.usefixtures("busy")
-def test_a_step_waits_for_one_page(collapse: Collapse) -> None:
+def test_a_step_waits_for_one_page_at_most(
+    collapse: Collapse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "SHARE", 1e9)  # always time for one more
     shelf = Shelf(4 * PAGE)
     weights = shelf.allocate(4 * PAGE)
     mover = Mover(shelf, collapse)
+    with mover.step():
+        assert not collapse.seen, "nothing is known of the time of steps yet"
     moved = []
     while not mover.done:
         with mover.step():
@@ -73,6 +78,27 @@ def test_a_step_waits_for_one_page(collapse: Collapse) -> None:
     assert len(collapse.seen) == pages_of_it
     mover.close()
     assert len(weights) == 4 * PAGE
+
+
+@pytest.mark.usefixtures("busy")
+def test_pages_take_their_share_of_the_time_of_steps(collapse: Collapse) -> None:
+    page_s = 0.02
+
+    def slowly(address: int, size: int) -> None:
+        collapse(address, size)
+        time.sleep(page_s)
+
+    shelf = Shelf(64 * PAGE)
+    weights = shelf.allocate(64 * PAGE)
+    mover = Mover(shelf, slowly)
+    began = time.monotonic()
+    while len(collapse.seen) < 2:
+        with mover.step():
+            time.sleep(0.005)
+    elapsed_s = time.monotonic() - began
+    assert elapsed_s * pages.SHARE > page_s, "the second page came before the first was paid for"
+    mover.close()
+    assert len(weights) == 64 * PAGE
 
 
 def test_nothing_moves_while_a_step_runs(
@@ -93,7 +119,8 @@ def test_nothing_moves_while_a_step_runs(
 
 
 @pytest.mark.usefixtures("busy")
-def test_what_was_freed_is_passed_over(collapse: Collapse) -> None:
+def test_what_was_freed_is_passed_over(collapse: Collapse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SHARE", 1e9)
     shelf = Shelf(2 * PAGE)
     freed, kept = shelf.allocate(2 * PAGE), shelf.allocate(2 * PAGE)
     del freed
@@ -113,7 +140,7 @@ def test_without_large_pages_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatc
     mover = Mover(shelf, collapse)
     with mover.step():
         pass
-    assert mover.done
+    _wait_until(lambda: mover.done)
     assert not collapse.seen
     assert len(weights) == 4 * PAGE
 

@@ -1,4 +1,4 @@
-"""Weights move to large pages: all at once while nobody waits, else a little before every step."""
+"""Weights move to large pages: all at once while nobody waits, else now and then before a step."""
 
 import ctypes
 import threading
@@ -17,14 +17,16 @@ MADV_COLLAPSE = 25
 
 #: Nobody waits: seconds since the last step.
 IDLE_S = 0.05
+#: Of the time of steps, what moving between them may take.
+SHARE = 0.1
 
 
 class Mover:
     """Moves what lies on a shelf to large pages, where the system has them.
 
-    A page takes some milliseconds: it is cleared, often fetched from a hypervisor first, and
-    filled. A thread moves one after another while no step runs. Where requests leave no such time,
-    each step waits for one page, so that no token waits for many.
+    A page takes some milliseconds, now and then many: it is cleared, often fetched from a
+    hypervisor first, and filled. A thread moves one after another while no step runs. Where
+    requests leave no such time, some of the steps wait for one page.
     """
 
     def __init__(self, shelf: Shelf, collapse: Callable[[int, int], None] | None = None) -> None:
@@ -33,6 +35,7 @@ class Mover:
         self._done = threading.Event()
         self._alone = threading.Lock()  # a step and a page never at once
         self._ended = time.monotonic()  # the last step
+        self._credit_s = 0.0
         threading.Thread(target=self._while_idle, daemon=True).start()
 
     @contextmanager
@@ -42,11 +45,16 @@ class Mover:
             yield
             return
         with self._alone:
-            self._move()
+            began = time.monotonic()
+            if self._credit_s > 0:
+                self._move()
+                self._credit_s -= time.monotonic() - began
+                began = time.monotonic()
             try:
                 yield
             finally:
                 self._ended = time.monotonic()
+                self._credit_s += SHARE * (self._ended - began)
 
     @property
     def done(self) -> bool:
