@@ -77,13 +77,14 @@ class Run:
         """Everyone once, each round beginning with another one."""
         chosen = [VARIANTS[name] for name in self.arguments.who]
         turn = number % len(chosen)
-        self.results.ceilings.append(self.ceilings.measure())
+        ceilings = self.results.ceilings.setdefault(workload, [])
+        ceilings.append(self.ceilings.measure())
         for variant in chosen[turn:] + chosen[:turn]:
             if variant.name in self.out:
                 self.results.refuse("everything", variant.name, self.out[variant.name])
             else:
                 self._measure(workload, number, variant)
-        self.results.ceilings.append(self.ceilings.measure())
+        ceilings.append(self.ceilings.measure())
 
     def _measure(self, workload: str, number: int, variant: Variant) -> None:
         draw = random.Random(f"{self.arguments.seed} {workload} {number}")

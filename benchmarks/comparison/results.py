@@ -28,7 +28,7 @@ class Results:
     refusals: dict[tuple[str, str], str] = field(default_factory=dict)  # (workload, who): reason
     agreement: dict[str, "Agreement"] = field(default_factory=dict)
     facts: dict[str, Mapping[str, object]] = field(default_factory=dict)
-    ceilings: list[Mapping[str, float]] = field(default_factory=list)
+    ceilings: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # by workload
 
     def add(self, measure: Measure, who: str, value: float) -> None:
         self.values.setdefault(measure, {}).setdefault(who, []).append(value)
@@ -125,8 +125,9 @@ def tell(console: Console, title: str, results: Results, shape: Shape) -> None:
 def _tell_bandwidth(console: Console, results: Results, shape: Shape) -> None:
     if not results.ceilings:
         return
-    reads = [one["read_gb_per_s"] for one in results.ceilings]
-    multiplies = [one["matmul_gflop_per_s"] for one in results.ceilings]
+    measured = [one for each in results.ceilings.values() for one in each]
+    reads = [one["read_gb_per_s"] for one in measured]
+    multiplies = [one["matmul_gflop_per_s"] for one in measured]
     console.print(
         f"memory read {min(reads):.1f}..{max(reads):.1f} GB/s, float32 matmul"
         f" {min(multiplies):.0f}..{max(multiplies):.0f} GFLOP/s, around the rounds"
@@ -136,10 +137,12 @@ def _tell_bandwidth(console: Console, results: Results, shape: Shape) -> None:
 
 
 def bandwidth_shares(results: Results, shape: Shape) -> dict[str, float]:
-    """One stream's median as a share of the rate at which memory gives its weights and its KV."""
-    if not results.ceilings:
+    """One stream's median as a share of the rate at which memory gave its weights and its KV before
+    and after its rounds."""
+    measured = results.ceilings.get("single")
+    if not measured:
         return {}
-    read = 1e9 * statistics.median(one["read_gb_per_s"] for one in results.ceilings)
+    read = 1e9 * statistics.median(one["read_gb_per_s"] for one in measured)
     return {
         who: statistics.median(values) * bytes_per_token(shape, who) / read
         for measure, rows in results.values.items()

@@ -15,6 +15,7 @@ from comparison.variants import Job, Peers, Variant
 LOAD_S = 1800  # the first load of some compiles
 ASK_S = 1800
 WARM = [[1, 2, 3, 4]], [4]
+SETTLE_S = 2  # what some still do after their start: paused, they would do it while measured
 ROOM = 2 << 30  # bytes that stay free when one more is loaded
 
 
@@ -124,6 +125,7 @@ class Roster:
         except PeerError:
             worker.group.end()
             raise
+        time.sleep(SETTLE_S)
         self._sizes[variant.name] = worker.group.memory().pss
         worker.group.pause()
         return worker
