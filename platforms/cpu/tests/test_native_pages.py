@@ -118,6 +118,26 @@ def test_nothing_moves_while_a_step_runs(
     assert len(weights) == 64 * PAGE
 
 
+def test_a_step_that_comes_while_pages_move_waits_for_the_one_under_way(
+    collapse: Collapse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "IDLE_S", 0.2)
+
+    def slowly(address: int, size: int) -> None:
+        collapse(address, size)
+        time.sleep(0.01)
+
+    shelf = Shelf(64 * PAGE)
+    weights = shelf.allocate(64 * PAGE)
+    mover = Mover(shelf, slowly)
+    assert collapse.now.wait(PATIENCE_S)
+    before = len(collapse.seen)
+    with mover.step():
+        assert len(collapse.seen) <= before + 1, "one may have begun just then"
+    mover.close()
+    assert len(weights) == 64 * PAGE
+
+
 @pytest.mark.usefixtures("busy")
 def test_what_was_freed_is_passed_over(collapse: Collapse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "SHARE", 1e9)

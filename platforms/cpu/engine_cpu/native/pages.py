@@ -34,7 +34,7 @@ class Mover:
         self._pages = _pages(shelf, collapse or _collapse())
         self._done = threading.Event()
         self._alone = threading.Lock()  # a step and a page never at once
-        self._ended = time.monotonic()  # the last step
+        self._busy = time.monotonic()  # when a step was last asked for, or ended
         self._credit_s = 0.0
         threading.Thread(target=self._while_idle, daemon=True).start()
 
@@ -44,6 +44,7 @@ class Mover:
         if self.done:
             yield
             return
+        self._busy = time.monotonic()  # or the thread, which is quicker, would take the lock again
         with self._alone:
             began = time.monotonic()
             if self._credit_s > 0:
@@ -53,8 +54,8 @@ class Mover:
             try:
                 yield
             finally:
-                self._ended = time.monotonic()
-                self._credit_s += SHARE * (self._ended - began)
+                self._busy = time.monotonic()
+                self._credit_s += SHARE * (self._busy - began)
 
     @property
     def done(self) -> bool:
@@ -69,7 +70,7 @@ class Mover:
             wait = IDLE_S
             if self._alone.acquire(blocking=False):
                 try:
-                    wait = self._ended + IDLE_S - time.monotonic()
+                    wait = self._busy + IDLE_S - time.monotonic()
                     if wait <= 0:
                         self._move()
                 finally:
