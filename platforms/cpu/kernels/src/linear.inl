@@ -255,7 +255,7 @@ void linear_of(const Linear& args, int64_t tokens, Team& team) {
         const LeftBlock<W, Y> block{left, rows, tiles, begins,
                                     static_cast<Y*>(args.y) + start * args.y_stride};
         const int64_t grain = tokens <= FEW_ROWS ? 2 : 1;
-        team.share(ceil_div(args.n, PANEL), number, grain, [&](int64_t p, int64_t end) {
+        team.share(ceil_div(args.n, PANEL), grain, [&](int64_t p, int64_t end) {
             if (tokens <= FEW_ROWS) {
                 multiply_few(args, block, p, end - p);
                 p += (end - p) / 2 * 2;

@@ -440,7 +440,7 @@ void linear_of(const QuantizedLinear& args, int64_t tokens, Team& team) {
                 }
             }
         };
-        team.share(ceil_div(args.n, PANEL), number, tokens > ROWS ? 1 : 2, [&](int64_t p, int64_t end) {
+        team.share(ceil_div(args.n, PANEL), tokens > ROWS ? 1 : 2, [&](int64_t p, int64_t end) {
             for (; p < end; p++) multiply_panel(p);
         });
     }

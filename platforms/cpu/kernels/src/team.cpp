@@ -73,19 +73,13 @@ void run(const Step* steps, size_t count, int64_t tokens, size_t shared_bytes) {
         for (size_t i = 0; i < count; i++) steps[i].run(tokens, alone);
         return;
     }
-    // Of this kernel and of the next: one is made 0 while nobody uses it.
-    struct alignas(64) Claims {
-        std::atomic<int64_t> count{0};
-    } claims[2];
+    std::vector<Remainder> remainders = std::vector<Remainder>(size_t(threads()));
 #pragma omp parallel num_threads(threads())
     {
-        Team all{omp_get_thread_num(), omp_get_num_threads(), gate, shared, nullptr};
+        Team all{omp_get_thread_num(), omp_get_num_threads(), gate, shared, remainders.data()};
         Team alone{0, 1, gate, shared, nullptr};
-        for (size_t i = 0, turn = 0; i < count; i++) {
+        for (size_t i = 0; i < count; i++) {
             if (steps[i].work * double(tokens) > SMALL_WORK) {
-                all.claims = &claims[turn].count;
-                turn ^= 1;
-                if (all.rank == 0) claims[turn].count.store(0, std::memory_order_relaxed);
                 steps[i].run(tokens, all);
             } else if (all.rank == 0) {
                 steps[i].run(tokens, alone);

@@ -6,6 +6,7 @@
 // with a barrier after each kernel. The number of tokens is the one thing that may differ
 // from run to run: kernels read it from their arguments, addresses and widths never change.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <functional>
 
@@ -22,36 +23,62 @@ class Barrier {
     alignas(64) std::atomic<unsigned> phase_{0};
 };
 
+// What is left of one thread's part of some work. The thread takes from its front, others from its end.
+class Remainder {
+   public:
+    // Puts a share of what is left into `taken`: `share` of `of` parts, in pieces of `grain`, but a
+    // piece at least; false: there is nothing left. `turn` numbers the works, and `part` is the
+    // thread's part of this one: whoever comes first puts it in. Both ends are below 2^20.
+    bool take(uint32_t turn, Range part, int64_t share, int64_t of, int64_t grain, bool front,
+              Range& taken) {
+        constexpr uint64_t END = (1 << 20) - 1, TURN = (1 << 24) - 1;
+        uint64_t old = word_.load(std::memory_order_relaxed), next;
+        do {
+            Range left{int64_t(old >> 20 & END), int64_t(old & END)};
+            if (old >> 40 != (turn & TURN)) left = part;
+            const int64_t all = left.end - left.begin;
+            if (all == 0) return false;
+            const int64_t wanted = std::max(all * share / of / grain, int64_t(1)) * grain;
+            const int64_t count = std::min(wanted, all);
+            int64_t& end = front ? left.begin : left.end;
+            end += front ? count : -count;
+            taken = front ? Range{end - count, end} : Range{end, end + count};
+            next = (turn & TURN) << 40 | uint64_t(left.begin) << 20 | uint64_t(left.end);
+        } while (!word_.compare_exchange_weak(old, next, std::memory_order_relaxed));
+        return true;
+    }
+
+   private:
+    alignas(64) std::atomic<uint64_t> word_{0};  // turn, begin and end
+};
+
 struct Team {
     int rank, size;
     Barrier& gate;
     std::byte* shared;  // scratch of the whole team, as large as the kernel said it needs
-
-    std::atomic<int64_t>* claims;  // how often `share` was asked for more, in this kernel
+    Remainder* remainders;  // each thread's
+    uint32_t turn = 0;      // calls of `share` before this one; 0 is no turn
 
     void barrier() {
         if (size > 1) gate.wait(size);
     }
 
-    // Calls work(begin, end) with ranges that are 0..count together: first a large one for each
-    // thread, then small ones for whoever is done first, because cores are not equally fast where
-    // others use them too; where there are many, these are of `grain`. Every thread calls it with the
-    // same count; between two calls in a kernel is a barrier, and `number` counts them from 0.
+    // Calls work(begin, end) with ranges that are 0..count together, in pieces of `grain`: of its own
+    // part each thread takes three quarters at once, then half of what is left until nothing is. Then
+    // it takes from the ends of other parts, because cores are not equally fast where others use them
+    // too. Every thread calls it with the same count; between two calls is a barrier.
     template <class Work>
-    void share(int64_t count, int64_t number, int64_t grain, Work&& work) {
+    void share(int64_t count, int64_t grain, Work&& work) {
         if (size == 1) return work(int64_t(0), count);
-        if (count < 8 * size) grain = 1;
-        const int64_t given = count * 3 / 4 / (grain * size) * (grain * size);
-        const Range mine = part_of(given, rank, size, grain);
-        if (mine.begin < mine.end) work(mine.begin, mine.end);
-        // In each earlier call, each thread asked once more than there was.
-        const int64_t grains = ceil_div(count - given, grain), before = number * (grains + size);
-        for (;;) {
-            const int64_t claim = claims->fetch_add(1, std::memory_order_relaxed) - before;
-            if (claim >= grains) return;
-            const int64_t begin = given + claim * grain;
-            work(begin, begin + grain < count ? begin + grain : count);
-        }
+        turn++;
+        Range taken;
+        const auto take = [&](int whose, int64_t share, int64_t of) {
+            return remainders[whose].take(turn, part_of(count, whose, size), share, of, grain,
+                                          whose == rank, taken);
+        };
+        if (take(rank, 3, 4)) work(taken.begin, taken.end);
+        for (int i = 0; i < size; i++)
+            while (take((rank + i) % size, 1, 2)) work(taken.begin, taken.end);
     }
 
     Range part(int64_t count, int64_t grain = 1) const { return part_of(count, rank, size, grain); }

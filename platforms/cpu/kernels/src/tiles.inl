@@ -181,7 +181,7 @@ void linear_in_tiles(const Linear& args, int64_t tokens, Team& team) {
             pack_tall(x + b * TALL * args.x_stride, args.x_stride,
                       std::min(TALL, rows - b * TALL), k, left + tiled_size(b * TALL, k));
         if (together) team.barrier();
-        team.share(ceil_div(args.n, PANEL), number, 2, [&](int64_t p, int64_t end) {
+        team.share(ceil_div(args.n, PANEL), 2, [&](int64_t p, int64_t end) {
             multiply_tall(args, left, rows, static_cast<Y*>(args.y) + start * args.y_stride, p, end,
                           sums, padded);
         });

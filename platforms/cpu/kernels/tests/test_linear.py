@@ -88,6 +88,24 @@ def test_a_row_gets_the_same_bits_in_any_company(lib, dtype) -> None:
         assert torch.equal(alone, together[rows])
 
 
+def test_more_threads_than_cores_leave_nothing_out(lib) -> None:
+    """Threads that have to wait for a core find their part taken by others, a piece at a time; some
+    have no part at all."""
+    weights = [torch.randn(32 * panels - 3, 65) for panels in (3, 1, 40, 7)]
+    packed = [pack(lib, weight) for weight in weights]
+    x = torch.randn(30, 65)
+    lib.ek_set_threads(1)
+    expected = [
+        apply(lib, x, panels, len(weight), None)
+        for weight, panels in zip(weights, packed, strict=True)
+    ]
+    lib.ek_set_threads(9)
+    for tokens in (1, 2, 5, 30) * 20:
+        for weight, panels, right in zip(weights, packed, expected, strict=True):
+            found = apply(lib, x[:tokens], panels, len(weight), None)
+            assert torch.equal(found, right[:tokens])
+
+
 def test_a_strided_weight_is_packed(lib) -> None:
     whole = torch.randn(40, 50)
     part = whole[:, 7:31]
