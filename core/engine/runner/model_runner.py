@@ -207,7 +207,7 @@ class ModelRunner(Runner):
         hidden_TC = self._graphs.run(self._forward, self._table.inputs(step))
 
         def logits(rows: Indices) -> Tensor:
-            if len(rows) == len(hidden_TC):
+            if len(rows) == step.num_tokens:
                 return self._graphs.project_all(self.model.logits, hidden_TC)
             return self.model.logits(hidden_TC[self._table.to_device(rows)])
 
@@ -220,13 +220,15 @@ class ModelRunner(Runner):
 
     def _sample(self, step: Arranged, logits: Callable[[Indices], Tensor]) -> Sampled | None:
         """Sample after every slice that ends its request's tokens; remember what came."""
-        chosen = np.flatnonzero([part.samples for part in step.slices])
+        chosen = np.array([i for i, part in enumerate(step.slices) if part.samples], dtype=np.int64)
         if not chosen.size:
             return None
         rows, lengths = step.rows_N[chosen], step.stops_N[chosen]
         logits_MV = logits(step.query_start[chosen + 1] - 1)
         sampled = self._sampler.sample(logits_MV, rows, self._table.tokens_RL, lengths)
-        sampled = replace(sampled, tokens=self._agreed.tokens(sampled.tokens))
+        tokens = self._agreed.tokens(sampled.tokens)
+        if tokens is not sampled.tokens:
+            sampled = replace(sampled, tokens=tokens)
         self._table.append(rows, lengths, sampled.tokens)
         return sampled
 

@@ -45,7 +45,7 @@ class StaticSteps:
         nothing = np.zeros(0, dtype=np.int64)
         start = np.zeros(1, dtype=np.int64)
         return self._table.inputs(
-            Arranged((), (), nothing, nothing, nothing, start), self.pad_to(shape)
+            Arranged((), (), nothing, nothing, nothing, start, 0, 0, 0, 0), self.pad_to(shape)
         )
 
     def logits(

@@ -9,6 +9,7 @@ T tokens of the step, N requests of the step, W blocks of the step's longest req
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class Arranged:
     starts_N: Indices
     stops_N: Indices
     query_start: Indices  # [N+1]
+    num_tokens: int
+    num_decodes: int  # requests with one token
+    max_query: int
+    max_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class RequestTable:
         size = (num_rows, max_length + 1)
         self.tokens_RL = torch.zeros(size, dtype=torch.int32, device=self.tokens_on)
         self._all_tokens = self.tokens_RL.view(-1)
+        on_host = self.tokens_RL.device.type == "cpu"  # then numpy is several times quicker
+        self._host_tokens = self._all_tokens.numpy() if on_host else None
         self._places_a_row = max_length + 1
         num_blocks = -(-max_length // block_size)
         self.blocks_RB = np.zeros((num_rows, num_blocks), dtype=np.int32)
@@ -101,10 +108,20 @@ class RequestTable:
         rows = [self._rows[part.key] for part in slices]
         starts = [part.start for part in slices]
         stops = [part.stop for part in slices]
+        sizes = [part.stop - part.start for part in slices]
         rows_N, starts_N, stops_N = np.array([rows, starts, stops], dtype=np.int64)
-        query_start = np.zeros(len(slices) + 1, dtype=np.int64)
-        np.cumsum(stops_N - starts_N, out=query_start[1:])
-        return Arranged(slices, tuple(order), rows_N, starts_N, stops_N, query_start)
+        return Arranged(
+            slices,
+            tuple(order),
+            rows_N,
+            starts_N,
+            stops_N,
+            query_start=np.array([0, *accumulate(sizes)], dtype=np.int64),
+            num_tokens=sum(sizes),
+            num_decodes=sizes.count(1),
+            max_query=max(sizes),
+            max_length=max(stops),
+        )
 
     def update_blocks(self, step: Arranged) -> None:
         """Write the block table entries that changed."""
@@ -127,22 +144,25 @@ class RequestTable:
         numbers = np.array([places_T, positions_T, slots_T])
         if padding is not None:
             numbers = _pad(numbers, padding)
-        if self.tokens_on != self.device:
-            tokens = self._all_tokens[torch.from_numpy(numbers[0])].numpy()
-            ids, positions, slots = self.to_device(np.array([tokens, *numbers[1:]]))
+        if self._host_tokens is not None:
+            numbers[0] = self._host_tokens[numbers[0]]
+            ids, positions, slots = self.to_device(numbers)
         else:
             places, positions, slots = self.to_device(numbers)
             ids = self._all_tokens.index_select(0, places).long()
         if padding is not None:
             metadata = self._padded_metadata(step, slots, padding)
         else:
-            metadata = self._metadata(step, sizes_N, slots)
+            metadata = self._metadata(step, slots)
         return StepInputs(ids, positions, metadata)
 
     def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
         places = rows_M * self._places_a_row + positions_M
-        self._all_tokens.index_copy_(0, self._to_tokens(places), tokens_M.to(torch.int32))
+        if self._host_tokens is not None:
+            self._host_tokens[places] = tokens_M.numpy()
+        else:
+            self._all_tokens.index_copy_(0, self._to_tokens(places), tokens_M.to(torch.int32))
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         return send(array, self.device, pinned=self._pinned)
@@ -152,23 +172,22 @@ class RequestTable:
         pinned = self._pinned and self.tokens_on == self.device
         return send(array, self.tokens_on, pinned=pinned)
 
-    def _metadata(self, step: Arranged, sizes_N: Indices, slots: Tensor) -> StepMetadata:
-        max_length, count = int(step.stops_N.max()), len(sizes_N)
-        table_NW = self.blocks_RB[step.rows_N, : -(-max_length // self.block_size)]
-        size = table_NW.size
+    def _metadata(self, step: Arranged, slots: Tensor) -> StepMetadata:
+        table_NW = self.blocks_RB[step.rows_N, : -(-step.max_length // self.block_size)]
+        size, count = table_NW.size, len(step.slices)
         packed = np.empty(size + 2 * count + 1, dtype=np.int32)
         packed[:size] = table_NW.ravel()
         packed[size:-count] = step.query_start
         packed[-count:] = step.stops_N
-        on_device = self.to_device(packed)
+        block_table, query_start, lengths = self.to_device(packed).split([size, count + 1, count])
         return StepMetadata(
-            query_start=on_device[size:-count],
-            lengths=on_device[-count:],
-            block_table=on_device[:size].view(table_NW.shape),
+            query_start=query_start,
+            lengths=lengths,
+            block_table=block_table.view(table_NW.shape),
             slots=slots,
-            max_query=int(sizes_N.max()),
-            max_length=max_length,
-            num_decodes=int(np.count_nonzero(sizes_N == 1)),
+            max_query=step.max_query,
+            max_length=step.max_length,
+            num_decodes=step.num_decodes,
         )
 
     def _padded_metadata(self, step: Arranged, slots: Tensor, padding: Padding) -> StepMetadata:

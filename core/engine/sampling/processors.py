@@ -22,16 +22,16 @@ Penalize: TypeAlias = Callable[..., Tensor]
 
 def process(logits_MV: Tensor, step: Step, history_RL: Tensor, penalize: Penalize) -> Tensor:
     """Scores to choose from: float32 [M, V], a new tensor if any row changes something."""
-    if not step.features & Feature.CHANGES_LOGITS:
+    if not step.any(Feature.CHANGES_LOGITS):
         return logits_MV
     scores_MV = logits_MV.clone()
-    if step.features & Feature.ALLOWED:
+    if step.any(Feature.ALLOWED):
         _allow(scores_MV, step)
-    if step.features & Feature.BIAS:
+    if step.any(Feature.BIAS):
         _bias(scores_MV, step)
-    if step.features & Feature.BANS:
+    if step.any(Feature.BANS):
         _ban(scores_MV, step, history_RL)
-    if step.features & Feature.PENALTIES:
+    if step.any(Feature.PENALTIES):
         _penalize(scores_MV, step, history_RL, penalize)
     return scores_MV
 

@@ -16,6 +16,7 @@ rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -44,13 +45,13 @@ class Sampled:
     """The tokens of one step, on the device."""
 
     tokens: Tensor  # int64 [M]
-    finite: Tensor  # bool [M]: the row's logits have a finite maximum and no NaN
+    highest: Tensor  # float32 [M]: not finite where the row's logits have NaN or no finite maximum
     logprobs: LogprobsTensors | None = None  # of the rows that asked, in the step's order
     logprobs_counts: tuple[int | None, ...] = ()  # [M] as asked; None: did not ask
 
     def fetch(self, copy: Copy = copy_later) -> Callable[[], list[Choice]]:
         """Start to bring them to the host, one `Choice` a row; what is returned waits for it."""
-        tokens = copy(torch.where(self.finite, self.tokens, ~self.tokens))  # one copy for both
+        tokens, highest = copy(self.tokens), copy(self.highest)
         asked = [(i, count) for i, count in enumerate(self.logprobs_counts) if count is not None]
         logprobs = (
             self.logprobs.fetch([count for _, count in asked], copy) if self.logprobs else list
@@ -58,9 +59,10 @@ class Sampled:
 
         def wait() -> list[Choice]:
             told = dict(zip([i for i, _ in asked], logprobs(), strict=True))
+            rows = zip(tokens().tolist(), highest().tolist(), strict=True)
             return [
-                Choice(token, told.get(i), True) if token >= 0 else Choice(~token, None, False)
-                for i, token in enumerate(tokens().tolist())
+                Choice(token, told.get(i), True) if isfinite(score) else Choice(token, None, False)
+                for i, (token, score) in enumerate(rows)
             ]
 
         return wait
@@ -113,15 +115,16 @@ class Sampler:
         step = self._table.step(rows, lengths)
         scores_MV = process(logits_MV, step, history_RL, self._penalize)
         highest_M, tokens_M = self._argmax(scores_MV)
-        finite_M = highest_M.abs() < torch.inf  # neither is NaN
-        if scores_MV is not logits_MV:
-            finite_M &= self._argmax(logits_MV)[0].isfinite()  # a mask may hide what is not
+        sampled = Sampled(tokens_M, highest_M)
+        if scores_MV is not logits_MV:  # a mask may hide what is not finite
+            hidden_M = self._argmax(logits_MV)[0]
+            sampled = Sampled(tokens_M, torch.where(hidden_M.isfinite(), highest_M, hidden_M))
         places = step.places(Feature.RANDOM)
         if places.size:
             numbers_N2 = uniforms(step.seeds(places), step.lengths_M[places])
             drawn_N = self._sample(scores_MV, highest_M, places, *step.filters(places), numbers_N2)
             tokens_M.index_copy_(0, step.to_device(places), drawn_N)
-        return _with_logprobs(Sampled(tokens_M, finite_M), logits_MV, step)
+        return _with_logprobs(sampled, logits_MV, step)
 
     def distribution(
         self, logits_MV: Tensor, rows: Numbers, history_RL: Tensor, lengths: Numbers
@@ -150,4 +153,4 @@ def _with_logprobs(sampled: Sampled, logits_MV: Tensor, step: Step) -> Sampled:
     at_N = step.to_device(places)
     most = max(count for count in counts if count is not None)
     found = gather_logprobs(logits_MV[at_N], sampled.tokens[at_N], most)
-    return Sampled(sampled.tokens, sampled.finite, found, tuple(counts))
+    return Sampled(sampled.tokens, sampled.highest, found, tuple(counts))

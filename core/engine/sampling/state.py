@@ -27,6 +27,7 @@ Numbers: TypeAlias = Sequence[int] | Indices
 
 #: Divisors stay normal numbers of float32: a smaller temperature is as good as greedy.
 SMALLEST = float(np.finfo(np.float32).tiny)
+NOWHERE: Indices = np.empty(0, dtype=np.int64)
 #: In place of a token of a banned sequence: matches every token, or none.
 ANY, NONE = -1, -2
 
@@ -137,10 +138,16 @@ class Step:
         self.rows_M = rows_M
         self.lengths_M = lengths_M
         self._features_M = table._features_R[rows_M]
-        self.features = Feature(int(np.bitwise_or.reduce(self._features_M)))
+        self._features = int(np.bitwise_or.reduce(self._features_M))
+
+    def any(self, features: Feature) -> bool:
+        """Whether a row uses one of them."""
+        return self._features & int(features) != 0
 
     def places(self, feature: Feature) -> Indices:
         """Where `feature` is used, ascending."""
+        if not self.any(feature):
+            return NOWHERE
         return np.flatnonzero(self._features_M & int(feature))
 
     def uses(self, feature: Feature, places: Indices) -> NDArray[np.bool_]:

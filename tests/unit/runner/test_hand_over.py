@@ -56,7 +56,7 @@ def test_logprobs_come_the_same_way(log):
         log.clear()
         found = tokens(llm, logprobs=2)
         steps = [kind for kind, _ in log if kind != "step"]
-        assert steps.count("starts") == steps.count("waits") == 4 * (1 + 5)
+        assert steps.count("starts") == steps.count("waits") == 4 * (2 + 5)
         assert [one.token for one in found.logprobs] == list(found.token_ids)
 
 

@@ -41,9 +41,6 @@ class Mover:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a step."""
-        if self.done:
-            yield
-            return
         self._busy = time.monotonic()  # or the thread, which is quicker, would take the lock again
         with self._alone:
             began = time.monotonic()

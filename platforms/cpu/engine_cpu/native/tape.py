@@ -12,8 +12,7 @@ while it is recorded, and the model is run as it is written, operation by operat
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from engine_cpu_kernels import library
@@ -25,6 +24,9 @@ from engine.platform import EagerRunner, Forward, GraphRunner, Logits, MakeInput
 from engine_cpu.native.attention import NativeAttention, NativePlan
 from engine_cpu.native.memory import WEIGHTS, Arena, NotRecordable, record
 from engine_cpu.native.pages import Mover
+
+#: Steps with up to so many tokens use the same views of the tape's tensors.
+KEPT_ROWS = 64
 
 
 class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -62,6 +64,7 @@ class Tape:
         self._logits: Tensor | None = None  # [requests, vocabulary] float32
         self._ids = torch.zeros(capacity, dtype=torch.int64)
         self._positions = torch.zeros(capacity, dtype=torch.int64)
+        self._rows: dict[int, _Rows] = {}  # by their number
         self._arena = Arena()
         self._plans: list[tuple[NativeAttention, NativePlan]] = []
         self._address = _Address(library().ek_tape_new(capacity))
@@ -82,15 +85,16 @@ class Tape:
 
     def run(self, inputs: StepInputs) -> Tensor:
         """Hidden states [T, hidden], valid until the next run."""
-        return self._run(inputs, self._address)
+        return self._run(inputs, self._address).hidden
 
     def run_with_logits(self, inputs: StepInputs) -> tuple[Tensor, Tensor] | None:
         """Those and logits [T, vocabulary], valid until the next run; None: it has none of so many
         rows."""
         if self._logits is None or len(inputs.input_ids) > len(self._logits):
             return None
-        hidden = self._run(inputs, self._extended)
-        return hidden, self._logits[: len(hidden)]
+        rows = self._run(inputs, self._extended)
+        assert rows.logits is not None
+        return rows.hidden, rows.logits
 
     def _record(self, address: "_Address", computation: Callable[[], Tensor]) -> Tensor:
         with record(self._arena), _OnlyViews():  # type: ignore[no-untyped-call]
@@ -100,14 +104,38 @@ class Tape:
             finally:
                 library().ek_tape_end()
 
-    def _run(self, inputs: StepInputs, address: "_Address") -> Tensor:
+    def _run(self, inputs: StepInputs, address: "_Address") -> "_Rows":
         count = len(inputs.input_ids)
-        self._ids[:count] = inputs.input_ids
-        self._positions[:count] = inputs.positions
+        rows = self._first(count)
+        rows.ids.copy_(inputs.input_ids)
+        rows.positions.copy_(inputs.positions)
         for backend, plan in self._plans:
             backend.replan(plan, inputs.metadata)
         library().ek_tape_run(address.value, count)
-        return self._hidden[:count]
+        return rows
+
+    def _first(self, count: int) -> "_Rows":
+        """Made once where steps have few tokens, for then they show in a step's time."""
+        if (rows := self._rows.get(count)) is None:
+            logits = self._logits
+            rows = _Rows(
+                self._ids[:count],
+                self._positions[:count],
+                self._hidden[:count],
+                None if logits is None or len(logits) < count else logits[:count],
+            )
+            if count <= KEPT_ROWS:
+                self._rows[count] = rows
+        return rows
+
+
+class _Rows(NamedTuple):
+    """The first ones of a tape's tensors."""
+
+    ids: Tensor
+    positions: Tensor
+    hidden: Tensor
+    logits: Tensor | None
 
 
 class _Address:
@@ -152,15 +180,20 @@ class TapeRunner(GraphRunner):
         self._mover = Mover(WEIGHTS)
 
     def run(self, forward: Forward, inputs: StepInputs) -> Tensor:
-        with self._mover.step() if self._mover else nullcontext():
-            self._last = None
-            if self._tape is None or len(inputs.input_ids) > self._tape.capacity:
-                return self._eager.run(forward, inputs)
-            if inputs.metadata.num_decodes == len(inputs.input_ids):
-                self._last = self._tape.run_with_logits(inputs)
-                if self._last is not None:
-                    return self._last[0]
-            return self._tape.run(inputs)
+        if self._mover is None or self._mover.done:
+            return self._run(forward, inputs)
+        with self._mover.step():
+            return self._run(forward, inputs)
+
+    def _run(self, forward: Forward, inputs: StepInputs) -> Tensor:
+        self._last = None
+        if self._tape is None or len(inputs.input_ids) > self._tape.capacity:
+            return self._eager.run(forward, inputs)
+        if inputs.metadata.num_decodes == len(inputs.input_ids):
+            self._last = self._tape.run_with_logits(inputs)
+            if self._last is not None:
+                return self._last[0]
+        return self._tape.run(inputs)
 
     def project_all(self, logits: Logits, hidden: Tensor) -> Tensor:
         if self._last is not None and self._last[0] is hidden:
