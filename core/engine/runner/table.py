@@ -179,7 +179,9 @@ class RequestTable:
         packed[:size] = table_NW.ravel()
         packed[size:-count] = step.query_start
         packed[-count:] = step.stops_N
-        block_table, query_start, lengths = self.to_device(packed).split([size, count + 1, count])
+        block_table, query_start, lengths = self.to_device(packed).split_with_sizes(
+            [size, count + 1, count]
+        )
         return StepMetadata(
             query_start=query_start,
             lengths=lengths,
