@@ -82,6 +82,7 @@ class Tape:
         extended = _Address(library().ek_tape_extend(self._address.value, rows))
         self._logits = self._record(extended, lambda: logits(self._hidden[:rows]))
         self._extended = extended
+        self._rows.clear()
 
     def run(self, inputs: StepInputs) -> Tensor:
         """Hidden states [T, hidden], valid until the next run."""
