@@ -73,8 +73,6 @@ class RequestTable:
         size = (num_rows, max_length + 1)
         self.tokens_RL = torch.zeros(size, dtype=torch.int32, device=self.tokens_on)
         self._all_tokens = self.tokens_RL.view(-1)
-        on_host = self.tokens_RL.device.type == "cpu"  # then numpy is several times quicker
-        self._host_tokens = self._all_tokens.numpy() if on_host else None
         self._places_a_row = max_length + 1
         num_blocks = -(-max_length // block_size)
         self.blocks_RB = np.zeros((num_rows, num_blocks), dtype=np.int32)
@@ -144,9 +142,9 @@ class RequestTable:
         numbers = np.array([places_T, positions_T, slots_T])
         if padding is not None:
             numbers = _pad(numbers, padding)
-        if self._host_tokens is not None:
-            numbers[0] = self._host_tokens[numbers[0]]
-            ids, positions, slots = self.to_device(numbers)
+        if self.tokens_on != self.device:
+            tokens = self._all_tokens[torch.from_numpy(numbers[0])].numpy()
+            ids, positions, slots = self.to_device(np.array([tokens, *numbers[1:]]))
         else:
             places, positions, slots = self.to_device(numbers)
             ids = self._all_tokens.index_select(0, places).long()
@@ -159,10 +157,7 @@ class RequestTable:
     def append(self, rows_M: Indices, positions_M: Indices, tokens_M: Tensor) -> None:
         """Store sampled tokens; on the device, so that the next step finds them."""
         places = rows_M * self._places_a_row + positions_M
-        if self._host_tokens is not None:
-            self._host_tokens[places] = tokens_M.numpy()
-        else:
-            self._all_tokens.index_copy_(0, self._to_tokens(places), tokens_M.to(torch.int32))
+        self._all_tokens.index_copy_(0, self._to_tokens(places), tokens_M.to(torch.int32))
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         return send(array, self.device, pinned=self._pinned)
